@@ -1,0 +1,270 @@
+// Package handlers does what each event asks for in the customer's bucket: one
+// file per event. A handler changes nothing in the database; it returns what
+// the transaction that completes its event is to record.
+package handlers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ownbucket/ownbucket/internal/bucket"
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/integration"
+	"github.com/ownbucket/ownbucket/internal/ledger"
+	"github.com/ownbucket/ownbucket/internal/media"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// Handlers has what the handlers work with.
+type Handlers struct {
+	Ledger   *ledger.Store
+	Settings *integration.Store
+	Buckets  *bucket.Pool
+	Sources  *media.Sources
+	Outbox   *outbox.Store
+	// Environments does the environments' events.
+	Environments Environments
+}
+
+// Environments copies and deletes whole environments.
+type Environments interface {
+	// Create opens the copy that EnvironmentCreated stands for.
+	Create(ctx context.Context, d *outbox.Delivery) (outcome string, err error)
+	// Delete empties the environment's directory. It asks to be waited for,
+	// by a *Wait, while copies out of it are owed.
+	Delete(ctx context.Context, d *outbox.Delivery) (outcome string, err error)
+	// CopyFirst makes copies that are owed and must come before the event.
+	CopyFirst(ctx context.Context, d *outbox.Delivery, names []string) error
+}
+
+// Result is what a handled event leaves behind.
+type Result struct {
+	Outcome string
+	Effects ledger.Effects
+	// Target is where the event writes, and under which version; nil if it
+	// writes nothing. Wrote tells that this attempt may have written there.
+	// Both also count when the handler fails.
+	Target *ledger.PossibleWrite
+	Wrote  bool
+}
+
+// Wait says that an event can't run yet, without any fault of its own.
+type Wait struct {
+	// For is how long, unless Behind names what it then comes after: resources
+	// as they stand in the outbox.
+	For    time.Duration
+	Behind []string
+	Reason string
+}
+
+func (w *Wait) Error() string { return w.Reason }
+
+// MediaResource is how events of a media order each other in the outbox.
+func MediaResource(mediaID string) string { return "m:" + mediaID }
+
+// conflictRounds is how often a write that met something unexpected is
+// decided anew, before it counts as contended.
+const conflictRounds = 4
+
+// job is one event at work in its customer's bucket.
+type job struct {
+	*Handlers
+	delivery *outbox.Delivery
+	settings integration.Settings
+	bucket   *bucket.Bucket
+	view     ledger.View
+	mediaID  string
+	version  int64
+	// key is where the event writes or, without a ledger row, would delete.
+	key    string
+	result *Result
+}
+
+// prepare reads all that must be known before the bucket is touched. A nil job
+// means that the result is final.
+func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID string, version int64,
+	fileName string, writes bool) (*job, *Result, error) {
+	result := &Result{}
+	found, ok, err := h.Settings.Of(ctx, d.Event.LaneID)
+	if err != nil {
+		return nil, result, err
+	}
+	if !ok {
+		outcome, err := h.withoutSettings(ctx, d)
+		result.Outcome = outcome
+		return nil, result, err
+	}
+	key, err := bucket.Key(found.Prefix, found.Directory, fileName)
+	if err != nil {
+		return nil, result, err
+	}
+	j := &job{Handlers: h, delivery: d, settings: found.Settings, mediaID: mediaID, version: version, key: key, result: result}
+	if writes {
+		result.Target = &ledger.PossibleWrite{LaneID: d.Event.LaneID, MediaID: mediaID, Key: key, Version: version}
+	}
+	if j.view, err = h.Ledger.View(ctx, d.Event.LaneID, mediaID, found.Bucket, key); err != nil {
+		return nil, result, err
+	}
+	if j.view.Object.Newer(version, d.Event.Sequence) {
+		result.Outcome = outbox.Superseded
+		return nil, result, nil
+	}
+	if j.bucket, err = h.Buckets.Bucket(found.Account()); err != nil {
+		return nil, result, err
+	}
+	return j, result, nil
+}
+
+// withoutSettings: a service that uses the feature nowhere has nothing to do;
+// one that does lacks settings that an operator can still supply.
+func (h *Handlers) withoutSettings(ctx context.Context, d *outbox.Delivery) (string, error) {
+	any, err := h.Settings.AnyOfService(ctx, d.Event.ServiceID)
+	if err != nil || !any {
+		return outbox.Skipped, err
+	}
+	return "", failure.New(failure.Permanent, failure.NoIntegration,
+		"environment %q of service %s has no integration: set it with `ownbucket integration set`, then retry the event",
+		d.Event.EnvironmentID, d.Event.ServiceID)
+}
+
+// claimKey refuses a key that another media holds. Where an earlier event of
+// that media may still give it up, this event waits for it.
+func (j *job) claimKey(ctx context.Context) error {
+	if !j.view.HeldByOther() {
+		return nil
+	}
+	holder := j.view.Holder
+	waits, err := j.Outbox.Unfinished(ctx, holder.LaneID, holder.MediaID, j.delivery.Event.Sequence)
+	if err != nil {
+		return err
+	}
+	if waits && holder.LaneID == j.delivery.Event.LaneID {
+		return &Wait{Behind: []string{MediaResource(holder.MediaID)}, Reason: "an earlier event may free the key"}
+	}
+	if waits {
+		return &Wait{For: time.Second, Reason: "an earlier event of another environment may free the key"}
+	}
+	return failure.New(failure.Permanent, failure.KeyTaken,
+		"media %q of service %s can't have key %q in bucket %s: media %q holds it; rename one of them",
+		j.mediaID, j.delivery.Event.ServiceID, j.key, j.settings.Bucket, holder.MediaID)
+}
+
+func (j *job) keyTaken(key string) error {
+	return failure.New(failure.Permanent, failure.KeyTaken,
+		"media %q of service %s can't have key %q in bucket %s: an object that isn't ours is there; "+
+			"rename the media, or have the customer move the object away",
+		j.mediaID, j.delivery.Event.ServiceID, key, j.settings.Bucket)
+}
+
+// ours tells whether an object at a key is one that we wrote for this media:
+// of this event's version, the ledger's, or a possible write's. That no other
+// media holds the key is the caller's to know.
+func (j *job) ours(object bucket.Object) bool {
+	versions := []int64{j.version}
+	if j.view.Object.HoldsKey(object.Key) {
+		versions = append(versions, j.view.Object.Version)
+	}
+	for _, write := range j.view.PossibleWrites {
+		if write.Key == object.Key {
+			versions = append(versions, write.Version)
+		}
+	}
+	return slices.ContainsFunc(versions, func(v int64) bool { return object.HasStamp(j.Buckets.Brand(), j.stamp(v)) })
+}
+
+// written tells whether an object was written for this very event.
+func (j *job) written(object bucket.Object) bool {
+	return object.HasStamp(j.Buckets.Brand(), j.stamp(j.version))
+}
+
+func (j *job) stamp(version int64) bucket.Stamp {
+	return bucket.Stamp{ServiceID: j.settings.StampServiceID(), Version: version}
+}
+
+// deleteOurs deletes the object at a key that should have the given ETag. What
+// is there instead goes only if it is ours; a stranger's object stays.
+func (j *job) deleteOurs(ctx context.Context, key, etag string) error {
+	for range conflictRounds {
+		err := j.bucket.Delete(ctx, key, etag)
+		switch {
+		case err == nil, errors.Is(err, bucket.ErrNotFound):
+			return nil
+		case !errors.Is(err, bucket.ErrConditionFailed):
+			return err
+		}
+		object, err := j.bucket.Head(ctx, key, false)
+		if errors.Is(err, bucket.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !j.ours(object) {
+			return nil
+		}
+		etag = object.ETag
+	}
+	return j.contended(key)
+}
+
+func (j *job) contended(key string) error {
+	return failure.New(failure.Transient, bucket.Conflict,
+		"key %q in bucket %s of service %s changes faster than we can follow", key, j.settings.Bucket,
+		j.delivery.Event.ServiceID)
+}
+
+// settleWrites removes what earlier events that ended without completing may
+// have left, at keys that aren't in use after this event.
+func (j *job) settleWrites(ctx context.Context, inUse ...string) error {
+	j.result.Effects.Settled = j.view.PossibleWrites
+	done := make(map[string]bool)
+	for _, write := range j.view.PossibleWrites {
+		if done[write.Key] || slices.Contains(inUse, write.Key) {
+			continue
+		}
+		done[write.Key] = true
+		holder, err := j.Ledger.Holder(ctx, j.settings.Bucket, write.Key)
+		if err != nil {
+			return err
+		}
+		if holder != nil && (holder.LaneID != write.LaneID || holder.MediaID != write.MediaID) {
+			continue
+		}
+		object, err := j.bucket.Head(ctx, write.Key, false)
+		if errors.Is(err, bucket.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !j.ours(object) {
+			continue
+		}
+		if err := j.deleteOurs(ctx, write.Key, object.ETag); err != nil {
+			return fmt.Errorf("remove what an earlier event left: %w", err)
+		}
+	}
+	return nil
+}
+
+// stored records the object that the event leaves at its key.
+func (j *job) stored(etag, contentType string, size int64) {
+	j.result.Outcome = outbox.Done
+	j.result.Effects.Put = &ledger.Object{
+		LaneID: j.delivery.Event.LaneID, MediaID: j.mediaID,
+		Version: j.version, Sequence: j.delivery.Event.Sequence,
+		Bucket: &j.settings.Bucket, Key: &j.key, ContentType: contentType, Size: size, ETag: etag,
+	}
+}
+
+// buried records that the media is gone.
+func (j *job) buried(outcome string) {
+	j.result.Outcome = outcome
+	j.result.Effects.Put = &ledger.Object{
+		LaneID: j.delivery.Event.LaneID, MediaID: j.mediaID,
+		Version: j.version, Sequence: j.delivery.Event.Sequence,
+	}
+}

@@ -1,0 +1,85 @@
+package database
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/jmoiron/sqlx"
+)
+
+// oldestServer is PostgreSQL 13, in the form of server_version_num.
+const oldestServer = 130000
+
+// maxConnections bounds one process's pool. Nothing of ours holds a
+// connection while it waits for AWS, so a few serve many events.
+const maxConnections = 16
+
+var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
+
+// ValidateSchema refuses what can't be a schema of ours on PostgreSQL.
+func ValidateSchema(name string) error {
+	if !schemaName.MatchString(name) {
+		return fmt.Errorf("schema name %q is not valid: use 1 to 63 of a-z, 0-9 and _, no digit first", name)
+	}
+	if strings.HasPrefix(name, "pg_") || name == "information_schema" {
+		return fmt.Errorf("schema name %q is PostgreSQL's own: choose another", name)
+	}
+	return nil
+}
+
+func openPostgreSQL(ctx context.Context, url, schema string) (*DB, error) {
+	if err := ValidateSchema(schema); err != nil {
+		return nil, err
+	}
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		// The parser's words may quote the URL, and with it the password.
+		return nil, errors.New("the PostgreSQL URL can't be read (its text is withheld, it may hold a password): " +
+			"use postgres://USER:PASSWORD@HOST:PORT/DATABASE, special characters percent-encoded")
+	}
+	// PgBouncer in transaction mode gives each transaction another server
+	// connection: statements prepared on the last one would be missing.
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	config.StatementCacheCapacity = 0
+	config.DescriptionCacheCapacity = 0
+	setDefault(config.RuntimeParams, "application_name", "ownbucket")
+	setDefault(config.RuntimeParams, "client_encoding", "UTF8")
+
+	pool := sqlx.NewDb(stdlib.OpenDB(*config), "pgx")
+	pool.SetMaxOpenConns(maxConnections)
+	pool.SetMaxIdleConns(maxConnections)
+	pool.SetConnMaxIdleTime(5 * time.Minute)
+	// Old connections are given up so that a failover or a load balancer's
+	// change reaches every one of them.
+	pool.SetConnMaxLifetime(30 * time.Minute)
+
+	db := &DB{DB: pool, Dialect: PostgreSQL, Schema: schema}
+	if err := db.checkServer(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("connect to PostgreSQL: %w", err), pool.Close())
+	}
+	return db, nil
+}
+
+func (db *DB) checkServer(ctx context.Context) error {
+	var version int
+	err := db.GetContext(ctx, &version, `SELECT CAST(current_setting('server_version_num') AS integer)`)
+	if err != nil {
+		return err
+	}
+	if version < oldestServer {
+		return fmt.Errorf("the server is PostgreSQL %d: 13 or newer is needed", version/10000)
+	}
+	return nil
+}
+
+func setDefault(params map[string]string, name, value string) {
+	if _, set := params[name]; !set {
+		params[name] = value
+	}
+}

@@ -1,0 +1,93 @@
+package database
+
+import (
+	"regexp"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// maxRewritten bounds the memory that cached queries take: texts that vary
+// with their arguments (sqlx.In) must not fill it.
+const maxRewritten = 1024
+
+var token = regexp.MustCompile(`\{[a-z_][a-z0-9_]*\}`)
+
+// rows is a table that comes as one argument: a JSON array of objects.
+var rows = regexp.MustCompile(`\{rows ([a-z_]+)\(([^)]*)\)\}`)
+
+// fragments are the places where the two dialects differ. {now} is the
+// database's own clock, in microseconds since the Unix epoch; on PostgreSQL
+// it moves on within a transaction. CAST, not "::", so that sqlx.Named may
+// come before or after.
+var fragments = map[Dialect]map[string]string{
+	PostgreSQL: {
+		"{now}":               `CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)`,
+		"{skip_locked}":       `FOR UPDATE SKIP LOCKED`,
+		"{for_update}":        `FOR UPDATE`,
+		"{for_key_share}":     `FOR KEY SHARE`,
+		"{for_no_key_update}": `FOR NO KEY UPDATE`,
+		"{ids}":               `(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json)))`,
+	},
+	// SQLite has one writer, whose transaction begins with the write lock:
+	// there is no row to lock.
+	SQLite: {
+		"{now}":               `CAST(unixepoch('subsec') * 1000000 AS INTEGER)`,
+		"{skip_locked}":       ``,
+		"{for_update}":        ``,
+		"{for_key_share}":     ``,
+		"{for_no_key_update}": ``,
+		"{ids}":               `(SELECT value FROM json_each(?))`,
+	},
+}
+
+// SQL turns a query as we write it into one that the database takes:
+// {now}, {skip_locked}, {for_update} and {for_key_share} become the
+// dialect's fragment, {rows v(a bigint, b text)} a table v made of one
+// argument, a JSON array of objects with those fields (so that a statement
+// over many rows has one text and one argument), {ids} a list of integers made
+// of a JSON array of them, for use after IN, any other {name} the table
+// of that name, and each ? the dialect's placeholder. A query therefore holds
+// no literal ?.
+func (db *DB) SQL(query string) string {
+	if done, ok := db.rewritten.Load(query); ok {
+		return done.(string)
+	}
+	done := rows.ReplaceAllStringFunc(query, db.rows)
+	done = token.ReplaceAllStringFunc(done, func(t string) string {
+		if fragment, ok := fragments[db.Dialect][t]; ok {
+			return fragment
+		}
+		return db.table(t[1 : len(t)-1])
+	})
+	if db.Dialect == PostgreSQL {
+		done = sqlx.Rebind(sqlx.DOLLAR, done)
+	}
+	if db.rewrittenCount.Load() < maxRewritten {
+		if _, known := db.rewritten.LoadOrStore(query, done); !known {
+			db.rewrittenCount.Add(1)
+		}
+	}
+	return done
+}
+
+func (db *DB) rows(fragment string) string {
+	parts := rows.FindStringSubmatch(fragment)
+	alias, columns := parts[1], parts[2]
+	if db.Dialect == PostgreSQL {
+		return `json_to_recordset(CAST(? AS json)) AS ` + alias + `(` + columns + `)`
+	}
+	var selected []string
+	for column := range strings.SplitSeq(columns, ",") {
+		name := strings.Fields(column)[0]
+		selected = append(selected, `json_extract(value, '$.`+name+`') AS `+name)
+	}
+	return `(SELECT ` + strings.Join(selected, `, `) + ` FROM json_each(?)) AS ` + alias
+}
+
+func (db *DB) table(name string) string {
+	if db.Dialect == PostgreSQL {
+		return `"` + db.Schema + `".` + name
+	}
+	return name
+}

@@ -1,0 +1,212 @@
+// Package ledger records what we last stored in a customer's bucket, and
+// where. It makes handlers idempotent, guards versions and the ownership of
+// keys, and is what an environment's copy copies.
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/database"
+)
+
+// Object is what the ledger holds of one media in one environment. Without a
+// key it is a tombstone: the media was deleted, and an older upload that is
+// replayed must not bring it back.
+type Object struct {
+	LaneID  int64  `db:"lane_id" json:"lane_id"`
+	MediaID string `db:"media_id" json:"media_id"`
+	// Version is in microseconds since 1970 UTC; Sequence is the outbox's.
+	Version     int64   `db:"version" json:"version"`
+	Sequence    int64   `db:"sequence" json:"sequence"`
+	Bucket      *string `db:"bucket" json:"bucket"`
+	Key         *string `db:"object_key" json:"object_key"`
+	ContentType string  `db:"content_type" json:"content_type"`
+	Size        int64   `db:"size" json:"size"`
+	ETag        string  `db:"etag" json:"etag"`
+}
+
+// Live tells an object from a tombstone.
+func (o *Object) Live() bool { return o != nil && o.Key != nil }
+
+// HoldsKey tells whether the object stands at that key.
+func (o *Object) HoldsKey(key string) bool { return o.Live() && *o.Key == key }
+
+// Newer tells whether the ledger is past an event of that version and
+// sequence: older means a lower version, then a lower sequence.
+func (o *Object) Newer(version, sequence int64) bool {
+	return o != nil && (o.Version > version || o.Version == version && o.Sequence > sequence)
+}
+
+// PossibleWrite is what an event that ended without completing may have left
+// in the bucket. The media's next event settles it.
+type PossibleWrite struct {
+	LaneID  int64  `db:"lane_id" json:"lane_id"`
+	MediaID string `db:"media_id" json:"media_id"`
+	Key     string `db:"object_key" json:"object_key"`
+	Version int64  `db:"version" json:"version"`
+}
+
+// View is what a handler must know before it touches the bucket.
+type View struct {
+	// Object is nil where the ledger has no row of the media.
+	Object *Object
+	// Holder is the row, of whatever media and environment, that holds the
+	// key that was asked for; nil where the key is free.
+	Holder *Object
+	// PossibleWrites are those of the media.
+	PossibleWrites []PossibleWrite
+}
+
+// HeldByOther tells whether another media holds the key that was asked for.
+func (v View) HeldByOther() bool {
+	return v.Holder != nil && (v.Object == nil ||
+		v.Holder.LaneID != v.Object.LaneID || v.Holder.MediaID != v.Object.MediaID)
+}
+
+// Effects is how a completed, dead or discarded event changes the ledger, in
+// the transaction that ends it.
+type Effects struct {
+	Put *Object
+	// Settled drops the media's possible writes; Possible adds some.
+	Settled  []PossibleWrite
+	Possible []PossibleWrite
+}
+
+// Store reads and changes the ledger.
+type Store struct{ db *database.DB }
+
+// New returns the ledger of that database.
+func New(db *database.DB) *Store { return &Store{db: db} }
+
+// View reads what concerns a media and the key that its event would write.
+func (s *Store) View(ctx context.Context, laneID int64, mediaID, bucket, key string) (View, error) {
+	var found []Object
+	err := s.db.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT lane_id, media_id, version, sequence, bucket, object_key, content_type, size, etag
+		FROM {media_objects} WHERE lane_id = ? AND media_id = ?
+		UNION
+		SELECT lane_id, media_id, version, sequence, bucket, object_key, content_type, size, etag
+		FROM {media_objects} WHERE bucket = ? AND object_key = ?`), laneID, mediaID, bucket, key)
+	if err != nil {
+		return View{}, fmt.Errorf("read the ledger: %w", err)
+	}
+	var view View
+	for i, object := range found {
+		if object.LaneID == laneID && object.MediaID == mediaID {
+			view.Object = &found[i]
+		}
+		if object.HoldsKey(key) && *object.Bucket == bucket {
+			view.Holder = &found[i]
+		}
+	}
+	if view.Holder != nil && view.Object == nil && view.Holder.LaneID == laneID && view.Holder.MediaID == mediaID {
+		view.Object = view.Holder
+	}
+	err = s.db.SelectContext(ctx, &view.PossibleWrites, s.db.SQL(`
+		SELECT lane_id, media_id, object_key, version FROM {possible_writes}
+		WHERE lane_id = ? AND media_id = ? ORDER BY object_key, version`), laneID, mediaID)
+	if err != nil {
+		return View{}, fmt.Errorf("read possible writes: %w", err)
+	}
+	return view, nil
+}
+
+// Holder tells which media holds a key of a bucket; nil where it is free.
+func (s *Store) Holder(ctx context.Context, bucket, key string) (*Object, error) {
+	var found []Object
+	err := s.db.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT lane_id, media_id, version, sequence, bucket, object_key, content_type, size, etag
+		FROM {media_objects} WHERE bucket = ? AND object_key = ?`), bucket, key)
+	if err != nil {
+		return nil, fmt.Errorf("read the ledger: %w", err)
+	}
+	if len(found) == 0 {
+		return nil, nil
+	}
+	return &found[0], nil
+}
+
+// Apply writes effects in the transaction that ends their events. It may run
+// again with the same effects.
+func (s *Store) Apply(ctx context.Context, tx *sqlx.Tx, effects []Effects) error {
+	var put []*Object
+	var settled, possible []PossibleWrite
+	for _, e := range effects {
+		if e.Put != nil {
+			put = append(put, e.Put)
+		}
+		settled = append(settled, e.Settled...)
+		possible = append(possible, e.Possible...)
+	}
+	// Rows that give a key up come first, so that one batch may pass a key
+	// from one media to another.
+	if err := s.each(ctx, tx, len(put), put, `
+		UPDATE {media_objects} AS o SET bucket = NULL, object_key = NULL
+		FROM {rows v(lane_id bigint, media_id text)}
+		WHERE o.lane_id = v.lane_id AND o.media_id = v.media_id`); err != nil {
+		return fmt.Errorf("release keys in the ledger: %w", err)
+	}
+	if err := s.each(ctx, tx, len(put), put, `
+		INSERT INTO {media_objects}
+			(lane_id, media_id, version, sequence, bucket, object_key, content_type, size, etag, updated_at)
+		SELECT lane_id, media_id, version, sequence, bucket, object_key, content_type, size, etag, {now}
+		FROM {rows v(lane_id bigint, media_id text, version bigint, sequence bigint, bucket text,
+			object_key text, content_type text, size bigint, etag text)} WHERE true
+		ON CONFLICT (lane_id, media_id) DO UPDATE SET version = excluded.version,
+			sequence = excluded.sequence, bucket = excluded.bucket, object_key = excluded.object_key,
+			content_type = excluded.content_type, size = excluded.size, etag = excluded.etag,
+			updated_at = excluded.updated_at`); err != nil {
+		return fmt.Errorf("write the ledger: %w", err)
+	}
+	if err := s.each(ctx, tx, len(settled), settled, `
+		DELETE FROM {possible_writes} WHERE (lane_id, media_id, object_key, version) IN
+			(SELECT lane_id, media_id, object_key, version
+			 FROM {rows v(lane_id bigint, media_id text, object_key text, version bigint)})`); err != nil {
+		return fmt.Errorf("settle possible writes: %w", err)
+	}
+	if err := s.each(ctx, tx, len(possible), possible, `
+		INSERT INTO {possible_writes} (lane_id, media_id, object_key, version, created_at)
+		SELECT lane_id, media_id, object_key, version, {now}
+		FROM {rows v(lane_id bigint, media_id text, object_key text, version bigint)} WHERE true
+		ON CONFLICT DO NOTHING`); err != nil {
+		return fmt.Errorf("record possible writes: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) each(ctx context.Context, tx *sqlx.Tx, n int, rows any, query string) error {
+	if n == 0 {
+		return nil
+	}
+	encoded, err := json.Marshal(rows)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, s.db.SQL(query), string(encoded))
+	return err
+}
+
+// PruneTombstones drops up to limit tombstones that are older than the
+// retention of completed events and whose media has no event left that could
+// still run. It returns how many went.
+func (s *Store) PruneTombstones(ctx context.Context, retention time.Duration, limit int) (int64, error) {
+	result, err := s.db.ExecContext(ctx, s.db.SQL(`
+		DELETE FROM {media_objects} WHERE (lane_id, media_id) IN (
+			SELECT m.lane_id, m.media_id FROM {media_objects} m
+			WHERE m.object_key IS NULL AND m.updated_at < {now} - ?
+			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = m.lane_id AND e.media_id = m.media_id
+				AND e.state IN ('available', 'running', 'retryable'))
+			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = m.lane_id AND e.media_id = m.media_id
+				AND e.state = 'dead')
+			ORDER BY m.updated_at LIMIT ?)
+		AND object_key IS NULL`), retention.Microseconds(), limit)
+	if err != nil {
+		return 0, fmt.Errorf("prune tombstones: %w", err)
+	}
+	return result.RowsAffected()
+}

@@ -1,0 +1,104 @@
+package media
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+// watch ends a remote source that keeps us waiting. Its context is the one to
+// send requests with.
+type watch struct {
+	ctx    context.Context
+	caller context.Context
+	cancel context.CancelCauseFunc
+	// overall is the limit of the whole transfer, nil where there is none.
+	overall *time.Timer
+}
+
+// errWaited is the cause when the watch, not the caller, ended a transfer.
+type errWaited struct{ what string }
+
+func (e errWaited) Error() string { return e.what }
+
+func newWatch(ctx context.Context) *watch {
+	watched, cancel := context.WithCancelCause(ctx)
+	return &watch{ctx: watched, caller: ctx, cancel: cancel}
+}
+
+// limit cancels the context unless the timer is stopped in time.
+func (w *watch) limit(limit time.Duration, what string) *time.Timer {
+	return time.AfterFunc(limit, func() {
+		w.cancel(errWaited{fmt.Sprintf("%s within %s", what, limit)})
+	})
+}
+
+// ended tells why the context ended, or nil when it hasn't.
+func (w *watch) ended(name string) error {
+	if w.caller.Err() != nil {
+		return fmt.Errorf("reading %s: %w", name, contextError(w.caller))
+	}
+	var waited errWaited
+	if errors.As(context.Cause(w.ctx), &waited) {
+		return unavailable("%s: %s", name, waited)
+	}
+	return nil
+}
+
+func (w *watch) close() {
+	if w.overall != nil {
+		w.overall.Stop()
+	}
+	w.cancel(nil)
+}
+
+// watchedBody is a remote body: each read is bounded in time, and what breaks
+// it off is transient. Only the time spent in reads counts: how slowly the
+// consumer takes them is no fault of the source.
+type watchedBody struct {
+	name  string
+	body  io.ReadCloser
+	watch *watch
+	idle  time.Duration
+}
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	waiting := b.watch.limit(b.idle, "sent nothing")
+	n, err := b.body.Read(p)
+	waiting.Stop()
+	if err == nil || err == io.EOF {
+		return n, err
+	}
+	if ended := b.watch.ended(b.name); ended != nil {
+		return n, ended
+	}
+	return n, unavailable("%s broke off: %s", b.name, networkReason(err))
+}
+
+func (b *watchedBody) Close() error {
+	b.watch.close()
+	return b.body.Close()
+}
+
+// networkReason is what of a network error is safe to show: no addresses of
+// ours, and no text that the other side chose, which may echo a signed URL.
+func networkReason(err error) string {
+	var dns *net.DNSError
+	var op *net.OpError
+	var timeout net.Error
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return "the connection ended too early"
+	case errors.As(err, &dns):
+		return "looking up the host: " + dns.Err
+	case errors.As(err, &op):
+		return op.Err.Error()
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "no answer in time"
+	default:
+		return "the answer can't be read"
+	}
+}

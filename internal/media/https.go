@@ -1,0 +1,183 @@
+package media
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/ownbucket/ownbucket/internal/failure"
+)
+
+// maxHeaderBytes bounds an answer's head, interim answers included.
+const maxHeaderBytes = 64 << 10
+
+// newTransport makes the only way out to strangers' hosts: straight (no proxy
+// from the environment, which would dial for us unchecked), guarded, and with
+// a new connection per request, so that each is checked.
+func newTransport(o Options) *http.Transport {
+	dialer := &net.Dialer{
+		Timeout:  o.ConnectTimeout,
+		Resolver: o.Resolver,
+		Control:  newGuard(o.AllowCIDRs).control,
+	}
+	// HTTP/1.1 only: its bodies are bounded and timed by the connection alone.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	return &http.Transport{
+		Proxy:                  nil,
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        &tls.Config{RootCAs: o.RootCAs, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:    o.ConnectTimeout,
+		ResponseHeaderTimeout:  o.HeaderTimeout,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		Protocols:              &protocols,
+	}
+}
+
+func (s *Sources) openHTTPS(ctx context.Context, source string) (_ *stream, err error) {
+	at, err := url.Parse(source)
+	if err != nil {
+		return nil, refused("the source isn't a valid URL") // err quotes all of it
+	}
+	w := newWatch(ctx)
+	w.overall = w.limit(s.options.TransferTimeout, "not transferred")
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	for hop := 0; ; hop++ {
+		if hop > s.options.MaxRedirects {
+			return nil, refused("%s redirects more than %d times", urlName(at), s.options.MaxRedirects)
+		}
+		response, err := s.get(w, at)
+		if err != nil {
+			return nil, err
+		}
+		next, err := redirectTarget(at, response)
+		if next == nil && err == nil {
+			return s.answered(w, at, response)
+		}
+		response.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		at = next
+	}
+}
+
+// get sends one request. It goes through the transport, not a client: that
+// would follow redirects by itself, tell each host the last one's signed URL
+// as Referer, and quote URLs in its errors.
+func (s *Sources) get(w *watch, at *url.URL) (*http.Response, error) {
+	name := urlName(at)
+	switch {
+	case at.Scheme != "https":
+		return nil, refused("%s: only https is allowed, of redirects too", name)
+	case at.Hostname() == "":
+		return nil, refused("the source's URL has no host")
+	case at.User != nil:
+		return nil, refused("%s: a user name or password in a URL is not allowed", name)
+	}
+	request, err := http.NewRequestWithContext(w.ctx, http.MethodGet, "https://host/", nil)
+	if err != nil {
+		return nil, fmt.Errorf("making the request to %s: %w", name, err)
+	}
+	target := *at
+	// What a browser does with a raw space; net/url escapes the path only.
+	target.RawQuery = strings.ReplaceAll(at.RawQuery, " ", "%20")
+	request.URL, request.Host = &target, target.Host
+	request.Header.Set("User-Agent", "ownbucket")
+	request.Header.Set("Accept", "*/*")
+	request.Header.Set("Accept-Encoding", "identity")
+	response, err := s.transport.RoundTrip(request)
+	if err != nil {
+		if ended := w.ended(name); ended != nil {
+			return nil, ended
+		}
+		return nil, classifyConnect(name, err)
+	}
+	return response, nil
+}
+
+// redirectTarget is where the answer points to, nil when it is no redirect.
+func redirectTarget(at *url.URL, response *http.Response) (*url.URL, error) {
+	switch response.StatusCode {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	default:
+		return nil, nil
+	}
+	next, err := at.Parse(response.Header.Get("Location"))
+	if err != nil || response.Header.Get("Location") == "" {
+		return nil, refused("%s redirects to nowhere: the answer %d has no valid Location", urlName(at), response.StatusCode)
+	}
+	return next, nil
+}
+
+func (s *Sources) answered(w *watch, at *url.URL, response *http.Response) (*stream, error) {
+	name := urlName(at)
+	if err := classifyAnswer(name, response); err != nil {
+		response.Body.Close()
+		return nil, err
+	}
+	body := &watchedBody{name: name, body: response.Body, watch: w, idle: s.options.IdleTimeout}
+	return &stream{name: name, size: response.ContentLength, body: body}, nil
+}
+
+func classifyAnswer(name string, response *http.Response) error {
+	code := response.StatusCode
+	status := fmt.Sprintf("%d %s", code, http.StatusText(code))
+	switch {
+	case code == http.StatusOK:
+	case code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusNotFound, code == http.StatusGone:
+		return gone("%s answers %s: it is gone, or its URL has expired", name, status)
+	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests, code >= 500:
+		return unavailable("%s answers %s", name, status)
+	default:
+		return refused("%s answers %s, expected 200", name, status)
+	}
+	// Stored as they came, compressed bytes would be served as the media.
+	if encoding := response.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+		return refused("%s sends compressed content although it was asked not to", name)
+	}
+	return nil
+}
+
+// classifyConnect sorts why there was no answer at all. What only the other
+// side's owner can mend (its certificate, its address, no TLS at all) is
+// permanent: it wouldn't change within the retries, and an event can be
+// replayed. The rest may pass.
+func classifyConnect(name string, err error) *failure.Error {
+	var roots x509.SystemRootsError
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	var remote *net.OpError
+	switch {
+	case errors.Is(err, errNotPublic):
+		return refused("%s: %w", name, errNotPublic)
+	case errors.As(err, &roots):
+		return unavailable("%s: this machine has no root certificates, install them: %w", name, roots)
+	case errors.As(err, &certificate):
+		return refused("%s: its certificate isn't valid: %w", name, certificate)
+	case errors.As(err, &record):
+		return refused("%s doesn't speak TLS", name)
+	case errors.As(err, &remote) && remote.Op == "remote error": // crypto/tls's word for an alert
+		return refused("%s: it ends the TLS handshake: %w", name, remote.Err)
+	default:
+		return unavailable("%s: %s", name, networkReason(err))
+	}
+}
+
+// urlName is what of a URL may be shown: a query string is often a signature.
+func urlName(u *url.URL) string {
+	return fmt.Sprintf("%q", u.Scheme+"://"+u.Host+u.EscapedPath())
+}

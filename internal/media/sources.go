@@ -1,0 +1,234 @@
+// Package media opens the bytes of an upload where its event says they are:
+// in the CMS's staging storage (s3://), at a stranger's URL (https://), or
+// below a directory of this machine (file:).
+//
+// Whatever the source claims or sends, a consumer never gets all bytes of a
+// content that isn't what the event promised: see Content.
+package media
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/ownbucket/ownbucket/internal/failure"
+)
+
+// Codes of this package's own transient failures. They differ from the
+// customer's bucket's on purpose: a slow or denied source says nothing about
+// the customer's integration, so it neither shrinks nor blocks it.
+const (
+	// CodeUnavailable is a source that doesn't answer, answers 5xx or 429, or
+	// breaks off.
+	CodeUnavailable = "source_unavailable"
+	// CodeDenied is our own staging bucket or file root denying the worker: a
+	// fault of the installation, which its operators mend.
+	CodeDenied = "source_denied"
+)
+
+// MaxUpload is the most that one PUT can carry, in bytes.
+const MaxUpload int64 = 5 << 30
+
+// Options say which sources are open, and how far. The zero value opens
+// https:// only.
+type Options struct {
+	// FileRoot is the directory that file: paths are relative to; empty
+	// refuses them all.
+	FileRoot string
+	// StagingBuckets are the only names that s3:// may name.
+	StagingBuckets []string
+	// S3 reads the staging buckets under the worker's own credentials.
+	S3 *s3.Client
+
+	// AllowCIDRs are exceptions from the SSRF guard, for tests.
+	AllowCIDRs []netip.Prefix
+	// RootCAs vouch for https:// sources; nil means the system's.
+	RootCAs *x509.CertPool
+	// Resolver looks up the hosts of https:// sources; nil means the system's.
+	Resolver *net.Resolver
+
+	// MaxUpload bounds a content, in bytes; 0 means the most, 5 GB.
+	MaxUpload int64
+	// SpoolDir holds contents of unknown length while they are measured;
+	// empty means the system's temporary directory. It may need MaxUpload
+	// bytes for each upload in flight.
+	SpoolDir string
+
+	// ConnectTimeout bounds one connect, and one TLS handshake (10 s).
+	ConnectTimeout time.Duration
+	// HeaderTimeout bounds the wait for an answer's head (30 s); for s3://
+	// the SDK's own retries count in.
+	HeaderTimeout time.Duration
+	// IdleTimeout bounds one read of a body (60 s).
+	IdleTimeout time.Duration
+	// TransferTimeout bounds an https:// transfer as a whole, so that a
+	// stranger's trickle can't hold a slot for days (2 h).
+	TransferTimeout time.Duration
+	// MaxRedirects is how many redirects are followed (5).
+	MaxRedirects int
+}
+
+// Sources opens contents. It is safe for concurrent use and holds nothing
+// open between calls.
+type Sources struct {
+	options   Options
+	transport *http.Transport
+}
+
+// New checks the options and fills in defaults.
+func New(o Options) (*Sources, error) {
+	if o.MaxUpload < 0 || o.MaxUpload > MaxUpload {
+		return nil, fmt.Errorf("media: the upload limit is %d bytes: it must be between 1 and %d (0 means the most)", o.MaxUpload, MaxUpload)
+	}
+	if len(o.StagingBuckets) > 0 && o.S3 == nil {
+		return nil, fmt.Errorf("media: staging buckets are named, but there is no S3 client to read them with")
+	}
+	for _, bucket := range o.StagingBuckets {
+		if bucket == "" || strings.Contains(bucket, "/") {
+			return nil, fmt.Errorf("media: %q can't be the name of a staging bucket", bucket)
+		}
+	}
+	if err := checkDirectory("file root", o.FileRoot); err != nil {
+		return nil, err
+	}
+	if err := checkDirectory("spool directory", o.SpoolDir); err != nil {
+		return nil, err
+	}
+	o.StagingBuckets = slices.Clone(o.StagingBuckets)
+	o.AllowCIDRs = slices.Clone(o.AllowCIDRs)
+	orDefault(&o.MaxUpload, MaxUpload)
+	orDefault(&o.ConnectTimeout, 10*time.Second)
+	orDefault(&o.HeaderTimeout, 30*time.Second)
+	orDefault(&o.IdleTimeout, time.Minute)
+	orDefault(&o.TransferTimeout, 2*time.Hour)
+	orDefault(&o.MaxRedirects, 5)
+	return &Sources{options: o, transport: newTransport(o)}, nil
+}
+
+func orDefault[T comparable](value *T, standard T) {
+	var zero T
+	if *value == zero {
+		*value = standard
+	}
+}
+
+func checkDirectory(what, path string) error {
+	if path == "" {
+		return nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("media: the %s can't be used: %w", what, err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("media: the %s %q isn't a directory", what, path)
+	}
+	return nil
+}
+
+// Open opens an event's source. size and sha256hex are what the event claims,
+// nil and empty where it claims nothing. ctx must outlive the content, and the
+// caller closes its Body. Every error is classified, or the context's own.
+func (s *Sources) Open(ctx context.Context, source string, size *int64, sha256hex string) (*Content, error) {
+	digest, err := parseDigest(sha256hex)
+	if err != nil {
+		return nil, err
+	}
+	if size != nil && *size < 0 {
+		return nil, failure.New(failure.Permanent, failure.InvalidEvent, "the event says that the media has %d bytes", *size)
+	}
+	if size != nil && *size > s.options.MaxUpload {
+		return nil, s.tooLarge("the media", *size)
+	}
+	stream, err := s.openStream(ctx, source)
+	if err != nil {
+		return nil, err
+	}
+	content, err := s.content(stream, size, digest)
+	if err != nil {
+		stream.body.Close()
+		return nil, err
+	}
+	return content, nil
+}
+
+func parseDigest(sha256hex string) ([]byte, error) {
+	if sha256hex == "" {
+		return nil, nil
+	}
+	digest, err := hex.DecodeString(sha256hex)
+	if err != nil || len(digest) != sha256.Size {
+		return nil, failure.New(failure.Permanent, failure.InvalidEvent, "the event's checksum isn't the hex of a SHA-256: it has %d characters, expected %d hex digits", len(sha256hex), 2*sha256.Size)
+	}
+	return digest, nil
+}
+
+func (s *Sources) tooLarge(name string, size int64) error {
+	return failure.New(failure.Permanent, failure.TooLarge, "%s has %d bytes, above the upload limit of %d", name, size, s.options.MaxUpload)
+}
+
+// stream is a source that answered. Its body's errors are classified, and it
+// returns io.EOF only where the source ended in order, not where it broke off.
+type stream struct {
+	// name is for errors; it holds no query string and no user info.
+	name string
+	// size is what the source says, in bytes; -1 where it doesn't say.
+	size int64
+	body io.ReadCloser
+}
+
+func (s *Sources) openStream(ctx context.Context, source string) (*stream, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("source not opened: %w", contextError(ctx))
+	}
+	scheme, rest, found := strings.Cut(source, ":")
+	switch {
+	case found && scheme == "s3" && strings.HasPrefix(rest, "//"):
+		return s.openStaging(ctx, rest[len("//"):])
+	case found && strings.EqualFold(scheme, "https") && strings.HasPrefix(rest, "//"):
+		return s.openHTTPS(ctx, source)
+	case found && scheme == "file":
+		return s.openFile(ctx, rest)
+	default:
+		// Not echoed: it may be a signed URL of a scheme that we refuse.
+		return nil, refused("the source is none of s3://bucket/key, https://… and file:path")
+	}
+}
+
+func refused(format string, args ...any) *failure.Error {
+	return failure.New(failure.Permanent, failure.SourceRefused, format, args...)
+}
+
+func gone(format string, args ...any) *failure.Error {
+	return failure.New(failure.Permanent, failure.SourceGone, format+" (a source must stay readable until its event is completed or discarded)", args...)
+}
+
+func unavailable(format string, args ...any) *failure.Error {
+	return failure.New(failure.Transient, CodeUnavailable, format, args...)
+}
+
+func denied(format string, args ...any) *failure.Error {
+	return failure.New(failure.Transient, CodeDenied, format, args...)
+}
+
+// contextError tells why the context ended: its own error, which decides the
+// class, and the cause that its canceller gave.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if cause == err {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}

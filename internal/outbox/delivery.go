@@ -1,0 +1,71 @@
+package outbox
+
+import (
+	"context"
+	"time"
+
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/ledger"
+)
+
+// AloneAfter is how many lapses in a row make an event run with nothing else
+// in its worker, so that it is known which one brings the process down.
+const AloneAfter = 10
+
+// Delivery is an event in the hands of a handler. It travels in the context
+// of its Watermill message.
+type Delivery struct {
+	Event *Event
+	// MayHaveRun tells that an earlier attempt, perhaps of a worker that died,
+	// may have reached the bucket.
+	MayHaveRun bool
+	// DeletedSequence is that of the environment's last completed deletion.
+	DeletedSequence int64
+	Started         time.Time
+
+	lane    *lane
+	verdict *Verdict
+}
+
+// Verdict is what an attempt's end means for its event.
+type Verdict struct {
+	Kind Kind
+	// Outcome goes with Complete, Delay with Retry and Defer.
+	Outcome string
+	Delay   time.Duration
+	// Behind are resources that order the event from now on, besides its own.
+	Behind []string
+	// Failure is nil where nothing went wrong. Denied tells that the customer's
+	// account refused.
+	Failure *failure.Error
+	Denied  bool
+	Effects ledger.Effects
+}
+
+// Settle says how the attempt ended; the acknowledgement of the message then
+// makes it so. Without it, an acknowledged message is an interrupted attempt.
+func (d *Delivery) Settle(v Verdict) { d.verdict = &v }
+
+// Guard fails once the lease may end before a call would: nothing may be sent
+// to the bucket any more.
+func (d *Delivery) Guard() error {
+	if d.lane == nil || d.lane.alive(time.Now()) {
+		return nil
+	}
+	return failure.New(failure.Interrupted, failure.Canceled,
+		"the lease of service %s, environment %q can't be relied on any more: another worker takes over",
+		d.Event.ServiceID, d.Event.EnvironmentID)
+}
+
+type deliveryKey struct{}
+
+// WithDelivery puts the delivery into the context of its handler.
+func WithDelivery(ctx context.Context, d *Delivery) context.Context {
+	return context.WithValue(ctx, deliveryKey{}, d)
+}
+
+// DeliveryFrom returns the delivery of a message's context.
+func DeliveryFrom(ctx context.Context) (*Delivery, bool) {
+	d, ok := ctx.Value(deliveryKey{}).(*Delivery)
+	return d, ok
+}

@@ -1,0 +1,106 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+)
+
+const (
+	dueBatch   = 500
+	pruneBatch = 2000
+)
+
+// Promote makes parked events readable whose time has come. It tells which
+// lanes got some and whether there may be more.
+func (s *Store) Promote(ctx context.Context) (lanes []int64, more bool, err error) {
+	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		lanes, more = nil, false
+		var due []int64
+		if err := tx.SelectContext(ctx, &due, s.db.SQL(`
+			UPDATE {outbox} SET state = 'available', parked = false, requeued = true, next_attempt_at = NULL
+			WHERE sequence IN (SELECT sequence FROM {outbox} WHERE next_attempt_at <= {now}
+				ORDER BY next_attempt_at LIMIT ? {skip_locked})
+			RETURNING lane_id`), dueBatch); err != nil || len(due) == 0 {
+			return err
+		}
+		distinct := make(map[int64]bool)
+		for _, laneID := range due {
+			distinct[laneID] = true
+		}
+		for laneID := range distinct {
+			lanes = append(lanes, laneID)
+		}
+		more = len(due) == dueBatch
+		return s.wakeLanes(ctx, tx, distinct)
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("promote due events: %w", err)
+	}
+	return lanes, more, nil
+}
+
+// Prune deletes completed and discarded events that ended longer ago than the
+// retention, in batches along the sequence, and returns where it got to: 0
+// when it reached events that are too young. Dead events stay.
+func (s *Store) Prune(ctx context.Context, retention time.Duration, after int64) (next, deleted int64, err error) {
+	var last *int64
+	if err := s.db.GetContext(ctx, &last, s.db.SQL(`
+		SELECT max(sequence) FROM (SELECT sequence FROM {outbox}
+			WHERE sequence > ? AND created_at < {now} - ? ORDER BY sequence LIMIT ?) AS old`),
+		after, retention.Microseconds(), pruneBatch); err != nil {
+		return after, 0, fmt.Errorf("find events to prune: %w", err)
+	}
+	if last == nil {
+		return 0, 0, nil
+	}
+	result, err := s.db.ExecContext(ctx, s.db.SQL(`
+		DELETE FROM {outbox} WHERE sequence > ? AND sequence <= ?
+		AND state IN ('completed', 'discarded') AND finished_at < {now} - ?`),
+		after, *last, retention.Microseconds())
+	if err != nil {
+		return after, 0, fmt.Errorf("prune events: %w", err)
+	}
+	deleted, err = result.RowsAffected()
+	return *last, deleted, err
+}
+
+// Idle tells whether nothing is left that would run by itself soon: no event
+// is available or running in a lane that isn't held, none is deferred, and no
+// copy is due. Retries in the future, and what waits behind them, don't count.
+func (s *Store) Idle(ctx context.Context) (bool, error) {
+	for _, query := range []string{
+		`SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL)`,
+		`SELECT EXISTS (SELECT 1 FROM {lanes} WHERE leased_by IS NOT NULL)`,
+		`SELECT EXISTS (SELECT 1 FROM {lanes} WHERE ready_at IS NOT NULL AND NOT held)`,
+		`SELECT EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
+			WHERE e.next_attempt_at IS NOT NULL AND NOT l.held
+			AND (e.state = 'available' OR e.next_attempt_at <= {now}))`,
+		`SELECT EXISTS (SELECT 1 FROM {copies} WHERE state = 'pending')`,
+		`SELECT EXISTS (SELECT 1 FROM {copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
+			JOIN {lanes} l ON l.lane_id = i.target_lane
+			WHERE i.state = 'owed' AND c.state = 'active'
+			AND (i.leased_until IS NOT NULL OR i.next_attempt_at <= {now} AND NOT l.held))`,
+	} {
+		var busy bool
+		if err := s.db.GetContext(ctx, &busy, s.db.SQL(query)); err != nil {
+			return false, fmt.Errorf("look whether the outbox is idle: %w", err)
+		}
+		if busy {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// Waiting tells whether lanes with work have no holder.
+func (s *Store) Waiting(ctx context.Context) (bool, error) {
+	var waiting bool
+	if err := s.db.GetContext(ctx, &waiting, s.db.SQL(`
+		SELECT EXISTS (SELECT 1 FROM {lanes} WHERE ready_at IS NOT NULL AND leased_by IS NULL AND NOT held)`)); err != nil {
+		return false, fmt.Errorf("look for waiting lanes: %w", err)
+	}
+	return waiting, nil
+}

@@ -1,0 +1,27 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+)
+
+// Unfinished tells whether a media has an event before that sequence that is
+// neither finished nor dead.
+func (s *Store) Unfinished(ctx context.Context, laneID int64, mediaID string, before int64) (bool, error) {
+	return s.exists(ctx, `SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id = ?
+		AND sequence < ? AND state IN ('available', 'running', 'retryable'))`, laneID, mediaID, before)
+}
+
+// DeadBefore tells whether a media has a dead event before that sequence.
+func (s *Store) DeadBefore(ctx context.Context, laneID int64, mediaID string, before int64) (bool, error) {
+	return s.exists(ctx, `SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id = ?
+		AND sequence < ? AND state = 'dead')`, laneID, mediaID, before)
+}
+
+func (s *Store) exists(ctx context.Context, query string, args ...any) (bool, error) {
+	var found bool
+	if err := s.db.GetContext(ctx, &found, s.db.SQL(query), args...); err != nil {
+		return false, fmt.Errorf("look up a media's events: %w", err)
+	}
+	return found, nil
+}

@@ -1,0 +1,99 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// ErrLeaseLost is the cause by which the work of a lane is cancelled whose
+// lease couldn't be renewed.
+var ErrLeaseLost = errors.New("the lane's lease was lost")
+
+// lane is a lane that this worker holds. Its fields but the lease are guarded
+// by the subscriber's mutex.
+type lane struct {
+	Lane
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	schedule *schedule
+	pace     *pace
+	// cursor is the reading position: all events at or below were read, or
+	// are marked as requeued.
+	cursor int64
+	status Status
+	// refill: there may be something to read. drained: the last reading found
+	// no more, as of wake drainedWake.
+	refill      bool
+	drainedWake int64
+	// parks counts the settlements that put events into the holds.
+	parks int
+	// queued: the lane stands in the dispatch queue.
+	queued bool
+	// leaving: it is given back as soon as nothing runs.
+	leaving bool
+	since   time.Time
+
+	lease struct {
+		sync.Mutex
+		until time.Time // local clock, reckoned from before the database was asked
+		timer *time.Timer
+	}
+}
+
+const notDrained = -1
+
+func (s *Subscriber) newLane(ctx context.Context, leased Lane, asked time.Time) *lane {
+	l := &lane{
+		Lane:        leased,
+		schedule:    newSchedule(),
+		pace:        s.paceOf(leased.LaneID),
+		cursor:      leased.ReadFrom,
+		refill:      true,
+		drainedWake: notDrained,
+		since:       asked,
+	}
+	l.ctx, l.cancel = context.WithCancelCause(ctx)
+	l.lease.until = asked.Add(s.config.usable())
+	l.lease.timer = time.AfterFunc(time.Until(l.lease.until), func() { l.cancel(ErrLeaseLost) })
+	return l
+}
+
+// renewed moves the lease's end, unless it came already.
+func (l *lane) renewed(until time.Time) {
+	l.lease.Lock()
+	defer l.lease.Unlock()
+	if l.lease.timer.Stop() {
+		l.lease.until = until
+		l.lease.timer.Reset(time.Until(until))
+	}
+}
+
+// alive tells whether the lease is good for another call. The wall clock
+// counts too: the monotonic one stands still while a machine sleeps.
+func (l *lane) alive(now time.Time) bool {
+	l.lease.Lock()
+	defer l.lease.Unlock()
+	return now.Before(l.lease.until) && now.Round(0).Before(l.lease.until.Round(0)) && l.ctx.Err() == nil
+}
+
+func (l *lane) end(cause error) {
+	l.lease.timer.Stop()
+	l.cancel(cause)
+}
+
+// holding says how the lane is given back or renewed.
+func (l *lane) holding() Holding {
+	h := Holding{LaneID: l.LaneID, Token: l.Token, ReadFrom: l.cursor, SeenWake: notDrained}
+	if lowest := l.schedule.lowest(); lowest > 0 {
+		h.ReadFrom = min(h.ReadFrom, lowest-1)
+	} else {
+		h.SeenWake = l.drainedWake
+	}
+	return h
+}
+
+// window is how many events are kept in memory ahead of the pace.
+func (l *lane) window() int { return min(max(8*l.pace.limit, 16), 256) }

@@ -1,0 +1,215 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/database"
+)
+
+// Lane is a leased lane.
+type Lane struct {
+	LaneID        int64  `db:"lane_id"`
+	ServiceID     string `db:"service_id"`
+	EnvironmentID string `db:"environment_id"`
+	Token         int64  `db:"lease_token"`
+	ReadFrom      int64  `db:"read_from"`
+	LapseCount    int    `db:"lapse_count"`
+}
+
+const laneColumns = `lane_id, service_id, environment_id, lease_token, read_from, lapse_count`
+
+// Claim leases up to n lanes that have work and no holder, those first that
+// have waited longest.
+func (s *Store) Claim(ctx context.Context, worker string, n int, lease time.Duration) ([]Lane, error) {
+	var lanes []Lane
+	err := s.db.SelectContext(ctx, &lanes, s.db.SQL(`
+		UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?, started = true
+		WHERE lane_id IN (
+			SELECT lane_id FROM {lanes} WHERE ready_at IS NOT NULL AND leased_by IS NULL AND NOT held
+			ORDER BY ready_at LIMIT ? {skip_locked})
+		RETURNING `+laneColumns), worker, lease.Microseconds(), n)
+	if err != nil {
+		return nil, fmt.Errorf("claim lanes: %w", err)
+	}
+	return lanes, nil
+}
+
+// TakeOver leases up to n lanes whose holder let its lease lapse. What that
+// worker may have started is remembered: its events may have written.
+func (s *Store) TakeOver(ctx context.Context, worker string, n int, lease time.Duration) ([]Lane, error) {
+	var lanes []Lane
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		lanes = nil
+		if err := tx.SelectContext(ctx, &lanes, s.db.SQL(`
+			UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?,
+				lapse_count = lapse_count + 1, tainted_to = last_sequence
+			WHERE lane_id IN (
+				SELECT lane_id FROM {lanes} WHERE leased_by IS NOT NULL AND leased_until < {now}
+				ORDER BY leased_until LIMIT ? {skip_locked})
+			RETURNING `+laneColumns), worker, lease.Microseconds(), n); err != nil || len(lanes) == 0 {
+			return err
+		}
+		ids, err := rows(laneIDsOf(lanes))
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, s.db.SQL(`
+			UPDATE {outbox} SET state = 'available', lapse_count = lapse_count + 1
+			WHERE state = 'running' AND lane_id IN {ids}`), ids)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("take over lapsed lanes: %w", err)
+	}
+	return lanes, nil
+}
+
+// VoidLeases lets every lease lapse at once. Only who knows that no other
+// worker lives may call it: the holder of SQLite's worker lock.
+func (s *Store) VoidLeases(ctx context.Context) error {
+	if s.db.Dialect != database.SQLite {
+		return nil
+	}
+	for _, query := range []string{
+		`UPDATE {lanes} SET leased_until = 0 WHERE leased_by IS NOT NULL`,
+		`UPDATE {copy_items} SET leased_until = NULL WHERE leased_until IS NOT NULL`,
+	} {
+		if _, err := s.db.ExecContext(ctx, s.db.SQL(query)); err != nil {
+			return fmt.Errorf("void a dead worker's leases: %w", err)
+		}
+	}
+	return nil
+}
+
+// Holding names a lane that the caller holds.
+type Holding struct {
+	LaneID int64 `json:"lane_id"`
+	Token  int64 `json:"lease_token"`
+	// ReadFrom is kept for the lane's next holder.
+	ReadFrom int64 `json:"read_from"`
+	// SeenWake is the lane's wake count before it was found drained; -1 where
+	// work is left.
+	SeenWake int64 `json:"seen_wake"`
+}
+
+// Status is what a holder must know of its lane before it reads on.
+type Status struct {
+	LaneID int64 `db:"lane_id"`
+	Token  int64 `db:"lease_token"`
+	Wake   int64 `db:"wake"`
+	Held   bool  `db:"held"`
+	// Gate is the sequence above which events wait for a snapshot; nil if none.
+	Gate            *int64 `db:"gate_sequence"`
+	DeletedSequence int64  `db:"deleted_sequence"`
+	TaintedTo       int64  `db:"tainted_to"`
+	// Holds tells that parked events hold others back.
+	Holds bool `db:"holds"`
+}
+
+// Renew prolongs leases. Lanes that are missing in the answer were lost.
+func (s *Store) Renew(ctx context.Context, held []Holding, lease time.Duration) (map[int64]bool, error) {
+	kept := make(map[int64]bool, len(held))
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		clear(kept)
+		if err := s.lockHeld(ctx, tx, held); err != nil {
+			return err
+		}
+		encoded, err := rows(held)
+		if err != nil {
+			return err
+		}
+		var ids []int64
+		err = tx.SelectContext(ctx, &ids, s.db.SQL(`
+			UPDATE {lanes} AS l SET leased_until = {now} + ?, read_from = v.read_from
+			FROM {rows v(lane_id bigint, lease_token bigint, read_from bigint)}
+			WHERE l.lane_id = v.lane_id AND l.lease_token = v.lease_token AND l.leased_by IS NOT NULL
+			RETURNING l.lane_id`), lease.Microseconds(), encoded)
+		for _, id := range ids {
+			kept[id] = true
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("renew leases: %w", err)
+	}
+	return kept, nil
+}
+
+// Release gives lanes back. A lane that was drained sleeps until it is woken,
+// unless that happened since its holder looked.
+func (s *Store) Release(ctx context.Context, held []Holding) error {
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		if err := s.lockHeld(ctx, tx, held); err != nil {
+			return err
+		}
+		return s.exec(ctx, tx, `
+			UPDATE {lanes} AS l SET leased_by = NULL, leased_until = NULL, read_from = v.read_from,
+				ready_at = CASE WHEN v.seen_wake = l.wake THEN NULL ELSE {now} END,
+				lapse_count = CASE WHEN v.seen_wake = l.wake THEN 0 ELSE lapse_count END
+			FROM {rows v(lane_id bigint, lease_token bigint, read_from bigint, seen_wake bigint)}
+			WHERE l.lane_id = v.lane_id AND l.lease_token = v.lease_token AND l.leased_by IS NOT NULL`, held)
+	})
+	if err != nil {
+		return fmt.Errorf("give lanes back: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) lockHeld(ctx context.Context, tx *sqlx.Tx, held []Holding) error {
+	if s.db.Dialect == database.SQLite {
+		return nil
+	}
+	list := make([]int64, len(held))
+	for i, h := range held {
+		list[i] = h.LaneID
+	}
+	ids, err := rows(list)
+	if err != nil {
+		return err
+	}
+	var locked []int64
+	return tx.SelectContext(ctx, &locked, s.db.SQL(`
+		SELECT lane_id FROM {lanes} WHERE lane_id IN {ids} ORDER BY lane_id {for_no_key_update}`), ids)
+}
+
+// Statuses reads what may have changed about held lanes.
+func (s *Store) Statuses(ctx context.Context, lanes []int64) ([]Status, error) {
+	ids, err := rows(lanes)
+	if err != nil {
+		return nil, err
+	}
+	var found []Status
+	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT lane_id, lease_token, wake, held, gate_sequence, deleted_sequence, tainted_to,
+			EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds
+		FROM {lanes} l WHERE lane_id IN {ids}`), ids); err != nil {
+		return nil, fmt.Errorf("look at held lanes: %w", err)
+	}
+	return found, nil
+}
+
+// MarkRunning shows operators which events have been running for a while, and
+// tells a successor what a dead worker had started.
+func (s *Store) MarkRunning(ctx context.Context, sequences []int64) error {
+	ids, err := rows(sequences)
+	if err != nil {
+		return err
+	}
+	if _, err := s.db.ExecContext(ctx, s.db.SQL(`
+		UPDATE {outbox} SET state = 'running' WHERE state = 'available' AND sequence IN {ids}`), ids); err != nil {
+		return fmt.Errorf("mark running events: %w", err)
+	}
+	return nil
+}
+
+func laneIDsOf(lanes []Lane) []int64 {
+	ids := make([]int64, len(lanes))
+	for i, lane := range lanes {
+		ids[i] = lane.LaneID
+	}
+	return ids
+}

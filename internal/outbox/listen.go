@@ -1,0 +1,53 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// channel is what the outbox's trigger notifies.
+const channel = "ownbucket_outbox"
+
+// Listen calls wake whenever a publisher announces events. It needs a session
+// of its own, which a pooler in transaction mode can't give: polling then
+// finds them alone. It returns when the context ends.
+func (s *Store) Listen(ctx context.Context, url string, wake func(), logger *slog.Logger) {
+	const again = 10 * time.Second
+	for ctx.Err() == nil {
+		err := s.listen(ctx, url, wake)
+		if ctx.Err() != nil {
+			return
+		}
+		logger.Warn("announcements of events can't be heard: polling finds them", "error", err, "again_in", again)
+		wait(ctx, again)
+	}
+}
+
+func (s *Store) listen(ctx context.Context, url string, wake func()) (err error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return fmt.Errorf("connect to listen: %w", err)
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(closing) // nothing is lost with it
+	}()
+	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	wake()
+	for {
+		notification, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return fmt.Errorf("wait for announcements: %w", err)
+		}
+		if notification.Payload == s.db.Schema {
+			wake()
+		}
+	}
+}

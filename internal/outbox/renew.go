@@ -1,0 +1,100 @@
+package outbox
+
+import (
+	"context"
+	"time"
+)
+
+// renewLoop prolongs the leases of held lanes, and shows which of their
+// events have been running for a while.
+func (s *Subscriber) renewLoop(ctx context.Context) {
+	every := min(s.config.Lease/4, time.Second)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var renewed time.Time
+	marked := make(map[int64]bool)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now()
+		if now.Sub(renewed) >= s.config.Lease/4-every/2 {
+			if err := s.renew(ctx); err != nil {
+				s.config.Logger.Error("leases could not be renewed: trying again", "error", err)
+			} else {
+				renewed = now
+			}
+		}
+		if err := s.markRunning(ctx, marked, now); err != nil {
+			s.config.Logger.Warn("running events could not be marked", "error", err)
+		}
+	}
+}
+
+func (s *Subscriber) renew(ctx context.Context) error {
+	s.mu.Lock()
+	lanes := s.laneList()
+	held := make([]Holding, len(lanes))
+	for i, l := range lanes {
+		held[i] = l.holding()
+	}
+	s.mu.Unlock()
+	if len(lanes) == 0 {
+		return nil
+	}
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/4)
+	defer cancel()
+	kept, err := s.store.Renew(ctx, held, s.config.Lease)
+	if err != nil {
+		return err
+	}
+	for _, l := range lanes {
+		if kept[l.LaneID] {
+			l.renewed(asked.Add(s.config.usable()))
+			continue
+		}
+		s.mu.Lock()
+		if s.lanes[l.LaneID] == l {
+			delete(s.lanes, l.LaneID)
+			l.end(ErrLeaseLost)
+			s.config.Logger.Warn("lost the lease of a lane", "service_id", l.ServiceID, "environment_id", l.EnvironmentID)
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// markRunning writes the state of events that have run for longer than one
+// round; shorter ones are over before anybody looks.
+func (s *Subscriber) markRunning(ctx context.Context, marked map[int64]bool, now time.Time) error {
+	running := make(map[int64]bool)
+	var fresh []int64
+	s.mu.Lock()
+	for _, l := range s.lanes {
+		for sequence, e := range l.schedule.running {
+			running[sequence] = true
+			if !marked[sequence] && now.Sub(e.started) >= time.Second/2 {
+				fresh = append(fresh, sequence)
+			}
+		}
+	}
+	s.mu.Unlock()
+	for sequence := range marked {
+		if !running[sequence] {
+			delete(marked, sequence)
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if err := s.store.MarkRunning(ctx, fresh); err != nil {
+		return err
+	}
+	for _, sequence := range fresh {
+		marked[sequence] = true
+	}
+	return nil
+}

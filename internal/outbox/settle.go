@@ -1,0 +1,262 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/failure"
+)
+
+// fence locks the lanes whose lease the caller still has, so that nobody
+// takes them over while it writes. The answer maps each to the highest
+// snapshot that was taken of it.
+func (s *Store) fence(ctx context.Context, tx *sqlx.Tx, held []Holding) (map[int64]int64, error) {
+	list := make([]int64, len(held))
+	for i, h := range held {
+		list[i] = h.LaneID
+	}
+	slices.Sort(list)
+	ids, err := rows(slices.Compact(list))
+	if err != nil {
+		return nil, err
+	}
+	var found []struct {
+		LaneID   int64 `db:"lane_id"`
+		Token    int64 `db:"lease_token"`
+		Snapshot int64 `db:"snapshot_sequence"`
+	}
+	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT lane_id, lease_token, snapshot_sequence FROM {lanes}
+		WHERE lane_id IN {ids} AND leased_by IS NOT NULL ORDER BY lane_id {for_key_share}`), ids); err != nil {
+		return nil, err
+	}
+	tokens := make(map[int64]int64, len(found))
+	mine := make(map[int64]int64, len(found))
+	for _, lane := range found {
+		tokens[lane.LaneID] = lane.Token
+		mine[lane.LaneID] = lane.Snapshot
+	}
+	for _, h := range held {
+		if tokens[h.LaneID] != h.Token {
+			delete(mine, h.LaneID)
+		}
+	}
+	return mine, nil
+}
+
+// Settle writes how attempts ended: the events, their attempts, the order of
+// what waits for them and, through the Recorder, their effects, all in one
+// transaction. Settlements of lanes that the caller has lost change nothing.
+// It may be called again with the same settlements when it failed.
+func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		held := make([]Holding, len(settlements))
+		for i, st := range settlements {
+			held[i] = Holding{LaneID: st.Event.LaneID, Token: st.Token}
+		}
+		snapshots, err := s.fence(ctx, tx, held)
+		if err != nil {
+			return err
+		}
+		var mine []*Settlement
+		for _, st := range settlements {
+			if _, ok := snapshots[st.Event.LaneID]; ok {
+				mine = append(mine, st)
+			}
+		}
+		if len(mine) == 0 {
+			return nil
+		}
+		return s.settle(ctx, tx, mine, snapshots)
+	})
+	if err != nil {
+		return fmt.Errorf("settle events: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) settle(ctx context.Context, tx *sqlx.Tx, mine []*Settlement, snapshots map[int64]int64) error {
+	var plain, others []*Settlement
+	var ended []*Event
+	for _, st := range mine {
+		if st.Kind == Complete && st.Failure == nil && st.Event.RecordedCount == 0 {
+			plain = append(plain, st)
+		} else {
+			others = append(others, st)
+		}
+		if st.Ends() && st.Event.Holding {
+			ended = append(ended, st.Event)
+		}
+	}
+	if err := s.complete(ctx, tx, plain); err != nil {
+		return fmt.Errorf("complete: %w", err)
+	}
+	if err := s.update(ctx, tx, others); err != nil {
+		return err
+	}
+	if err := s.recorder.Record(ctx, tx, mine, snapshots); err != nil {
+		return err
+	}
+	if len(ended) == 0 {
+		return nil
+	}
+	if err := s.release(ctx, tx, ended); err != nil {
+		return fmt.Errorf("release what waited: %w", err)
+	}
+	return nil
+}
+
+// complete is the usual case: a first attempt that succeeded. Its facts stand
+// in the event's own row.
+func (s *Store) complete(ctx context.Context, tx *sqlx.Tx, plain []*Settlement) error {
+	if len(plain) == 0 {
+		return nil
+	}
+	type completed struct {
+		Sequence int64  `json:"sequence"`
+		Outcome  string `json:"outcome"`
+		Started  int64  `json:"started_at"`
+		Duration int64  `json:"duration_us"`
+		Worker   string `json:"worker"`
+	}
+	list := make([]completed, len(plain))
+	for i, st := range plain {
+		list[i] = completed{st.Event.Sequence, st.Outcome, st.Started.UnixMicro(), st.Duration.Microseconds(), st.Worker}
+	}
+	return s.exec(ctx, tx, `
+		UPDATE {outbox} AS e SET state = 'completed', outcome = v.outcome, attempt_count = e.attempt_count + 1,
+			started_at = v.started_at, duration_us = v.duration_us, worker = v.worker,
+			finished_at = {now}, requeued = false, holding = false
+		FROM {rows v(sequence bigint, outcome text, started_at bigint, duration_us bigint, worker text)}
+		WHERE e.sequence = v.sequence AND e.state IN ('available', 'running')`, list)
+}
+
+type update struct {
+	Sequence   int64   `json:"sequence"`
+	State      string  `json:"state"`
+	Outcome    *string `json:"outcome"`
+	Attempts   int     `json:"attempt_count"`
+	Recorded   int     `json:"recorded_count"`
+	Failures   int     `json:"failure_count"`
+	Delay      *int64  `json:"delay"`
+	Parked     bool    `json:"parked"`
+	Requeued   bool    `json:"requeued"`
+	Holding    bool    `json:"holding"`
+	Finished   bool    `json:"finished"`
+	Denied     bool    `json:"denied"`
+	Denials    int     `json:"denied_count"`
+	Lapses     int     `json:"lapse_count"`
+	Resources  string  `json:"resources"`
+	Number     int     `json:"number"`
+	Started    int64   `json:"started_at"`
+	Duration   int64   `json:"duration_us"`
+	Worker     string  `json:"worker"`
+	ErrorClass *string `json:"error_class"`
+	ErrorCode  *string `json:"error_code"`
+	Error      *string `json:"error"`
+	RequestID  *string `json:"aws_request_id"`
+}
+
+// update writes every other way in which an attempt can end, and the attempt
+// as a row of its own. Deferring is no attempt and leaves none.
+func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement) error {
+	if len(others) == 0 {
+		return nil
+	}
+	var updates, attempts []update
+	var holds []hold
+	for _, st := range others {
+		u := newUpdate(st)
+		updates = append(updates, u)
+		if st.Kind != Defer {
+			attempts = append(attempts, u)
+		}
+		if u.Parked {
+			holds = append(holds, holdsOf(st.Event, st.Behind...)...)
+		}
+	}
+	if len(attempts) > 0 {
+		if err := s.exec(ctx, tx, `
+			INSERT INTO {attempts} (sequence, number, started_at, duration_us, worker, error_class, error_code,
+				error, aws_request_id)
+			SELECT sequence, number, started_at, duration_us, worker, error_class, error_code, error, aws_request_id
+			FROM {rows v(sequence bigint, number integer, started_at bigint, duration_us bigint, worker text,
+				error_class text, error_code text, error text, aws_request_id text)} WHERE true
+			ON CONFLICT DO NOTHING`, attempts); err != nil {
+			return fmt.Errorf("record attempts: %w", err)
+		}
+	}
+	if err := s.exec(ctx, tx, `
+		UPDATE {outbox} AS e SET state = v.state, outcome = v.outcome, attempt_count = v.attempt_count,
+			recorded_count = v.recorded_count, failure_count = v.failure_count,
+			next_attempt_at = {now} + v.delay, parked = v.parked, requeued = v.requeued, holding = v.holding,
+			finished_at = CASE WHEN v.finished THEN {now} END,
+			denied_at = CASE WHEN v.denied THEN {now} ELSE e.denied_at END, denied_count = v.denied_count,
+			resources = v.resources, lapse_count = v.lapse_count,
+			error_class = v.error_class, error_code = v.error_code, error = v.error
+		FROM {rows v(sequence bigint, state text, outcome text, attempt_count integer, recorded_count integer,
+			failure_count integer, delay bigint, parked boolean, requeued boolean, holding boolean,
+			finished boolean, denied boolean, denied_count integer, lapse_count integer, resources text, error_class text, error_code text, error text)}
+		WHERE e.sequence = v.sequence AND e.state IN ('available', 'running')`, updates); err != nil {
+		return fmt.Errorf("update events: %w", err)
+	}
+	return s.insertHolds(ctx, tx, holds)
+}
+
+func newUpdate(st *Settlement) update {
+	e := st.Event
+	u := update{
+		Sequence:  e.Sequence,
+		State:     Available,
+		Attempts:  e.AttemptCount,
+		Recorded:  e.RecordedCount + 1,
+		Failures:  e.FailureCount,
+		Holding:   e.Holding,
+		Requeued:  true,
+		Denied:    st.Denied,
+		Denials:   e.DeniedCount,
+		Resources: e.Resources,
+		Number:    e.RecordedCount + 1,
+		Started:   st.Started.UnixMicro(),
+		Duration:  st.Duration.Microseconds(),
+		Worker:    st.Worker,
+	}
+	if len(st.Behind) > 0 {
+		u.Resources = mustJSON(append(resources(e.Resources), st.Behind...))
+	}
+	if st.Failure != nil {
+		class, code, words := string(st.Failure.Class), st.Failure.Code, text(st.Failure.Error())
+		u.ErrorClass, u.ErrorCode, u.Error = &class, &code, &words
+		if st.Failure.RequestID != "" {
+			u.RequestID = &st.Failure.RequestID
+		}
+	}
+	if st.Failure != nil && st.Failure.Code == failure.Lapsed {
+		u.Lapses = AloneAfter // it goes on running alone
+	}
+	if st.Denied && st.Kind != Yield {
+		u.Denials++
+	}
+	delay := st.Delay.Microseconds()
+	switch st.Kind {
+	case Complete:
+		u.State, u.Outcome, u.Attempts = Completed, &st.Outcome, e.AttemptCount+1
+		u.Finished, u.Holding, u.Requeued = true, false, false
+	case Die:
+		u.State, u.Attempts, u.Failures = Dead, e.AttemptCount+1, e.FailureCount+1
+		u.Finished, u.Holding, u.Requeued = true, false, false
+	case Retry:
+		u.State, u.Attempts, u.Failures = Retryable, e.AttemptCount+1, e.FailureCount+1
+		u.Delay, u.Parked, u.Holding, u.Requeued = &delay, true, true, false
+	case Defer:
+		u.Recorded = e.RecordedCount
+		if len(st.Behind) == 0 {
+			u.Delay, u.Parked, u.Holding, u.Requeued = &delay, true, true, false
+		}
+	case Yield:
+	}
+	return u
+}

@@ -1,0 +1,459 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/failure"
+)
+
+// Config says how a worker consumes the outbox.
+type Config struct {
+	// Worker names this process in leases and attempts.
+	Worker string
+	// Concurrency bounds the events in flight, LaneConcurrency those of one
+	// integration.
+	Concurrency, LaneConcurrency int
+	// Lease is how long a lane belongs to a worker that doesn't renew.
+	Lease time.Duration
+	// Poll is how long a newly committed event waits at most to be noticed
+	// when nothing announces it.
+	Poll time.Duration
+	// Grace is how long running events may go on after a shutdown began.
+	Grace  time.Duration
+	Logger *slog.Logger
+	// Created is called when the snapshot of an environment is due.
+	Created func()
+	// Failed judges an event whose end could not be written, for a reason that
+	// trying again won't mend.
+	Failed func(e *Event, err error) Verdict
+}
+
+// usable is how much of a lease may be used: calls are cancelled when no
+// renewal has succeeded a fifth of the lease before its end.
+func (c Config) usable() time.Duration { return c.Lease * 4 / 5 }
+
+// most lanes that one worker holds: it bounds the memory that lanes take
+// whose buckets hang.
+const maxLanes = 1024
+
+// turn is how long a lane with endless work keeps its place while others wait.
+const turn = time.Second
+
+// Subscriber is a Watermill subscriber whose topics are the types of events.
+// It holds lanes, and delivers their events as order and limits allow.
+type Subscriber struct {
+	store  *Store
+	config Config
+	topics map[string]chan *message.Message
+
+	kicked  chan struct{}
+	results chan *result
+
+	mu    sync.Mutex
+	lanes map[int64]*lane
+	queue []*lane // lanes that may have something to start, in turn
+	paces map[int64]*pace
+	free  int
+	slow  int // slots that slow lanes use
+	// alone is the event that runs with nothing beside it; aloneWanted keeps
+	// others from starting until it can.
+	alone, aloneWanted bool
+	draining           bool
+	inFlight           sync.WaitGroup
+
+	closeOnce sync.Once
+}
+
+type result struct {
+	lane    *lane
+	entry   *entry
+	settled Settlement
+}
+
+// NewSubscriber returns a subscriber that delivers nothing until Run.
+func NewSubscriber(store *Store, config Config) (*Subscriber, error) {
+	switch {
+	case config.Worker == "":
+		return nil, errors.New("a worker needs a name")
+	case config.Concurrency < 1 || config.LaneConcurrency < 1:
+		return nil, fmt.Errorf("concurrency must be at least 1, of a worker (%d) and of an integration (%d)",
+			config.Concurrency, config.LaneConcurrency)
+	case config.Lease < time.Second:
+		return nil, fmt.Errorf("a lease of %s is too short: use at least 1s", config.Lease)
+	case config.Poll <= 0:
+		return nil, errors.New("the poll interval must be above 0")
+	}
+	s := &Subscriber{
+		store:   store,
+		config:  config,
+		topics:  make(map[string]chan *message.Message),
+		kicked:  make(chan struct{}, 1),
+		results: make(chan *result, config.Concurrency),
+		lanes:   make(map[int64]*lane),
+		paces:   make(map[int64]*pace),
+		free:    config.Concurrency,
+	}
+	for _, topic := range events.Types() {
+		s.topics[topic] = make(chan *message.Message)
+	}
+	return s, nil
+}
+
+// Subscribe returns the messages of one type of event.
+func (s *Subscriber) Subscribe(_ context.Context, topic string) (<-chan *message.Message, error) {
+	messages, ok := s.topics[topic]
+	if !ok {
+		return nil, fmt.Errorf("no event is of type %q", topic)
+	}
+	return messages, nil
+}
+
+// Close ends the subscription's channels. Run must have returned.
+func (s *Subscriber) Close() error {
+	s.closeOnce.Do(func() {
+		for _, topic := range s.topics {
+			close(topic)
+		}
+	})
+	return nil
+}
+
+// Wake makes the subscriber look for new events now.
+func (s *Subscriber) Wake() {
+	select {
+	case s.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// Run consumes until the context ends, then drains: nothing new starts, what
+// runs may go on for the grace period and is then interrupted, leases are
+// given back. It returns when all that is done.
+func (s *Subscriber) Run(ctx context.Context) error {
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+
+	var fetching, settling, renewing sync.WaitGroup
+	settling.Go(func() { s.settleLoop(work) })
+	renewing.Go(func() { s.renewLoop(work) })
+	fetching.Go(func() { s.fetchLoop(ctx, work) })
+
+	<-ctx.Done()
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	fetching.Wait()
+	s.waitForRunning()
+	close(s.results)
+	settling.Wait()
+	err := s.releaseAll(work)
+	stopWork()
+	renewing.Wait()
+	return err
+}
+
+// waitForRunning gives running events the grace period, then interrupts them.
+func (s *Subscriber) waitForRunning() {
+	finished := make(chan struct{})
+	go func() {
+		s.inFlight.Wait()
+		close(finished)
+	}()
+	grace := time.NewTimer(s.config.Grace)
+	defer grace.Stop()
+	select {
+	case <-finished:
+		return
+	case <-grace.C:
+	}
+	s.mu.Lock()
+	for _, l := range s.lanes {
+		l.cancel(context.Canceled)
+	}
+	s.mu.Unlock()
+	<-finished
+}
+
+func (s *Subscriber) releaseAll(ctx context.Context) error {
+	s.mu.Lock()
+	var held []Holding
+	for _, l := range s.lanes {
+		held = append(held, l.holding())
+		l.end(context.Canceled)
+	}
+	clear(s.lanes)
+	s.mu.Unlock()
+	if len(held) == 0 {
+		return nil
+	}
+	return s.store.Release(ctx, held)
+}
+
+// dispatch starts what may start. The mutex is held.
+func (s *Subscriber) dispatch() {
+	const perTurn = 4 // events that a lane starts before the next lane's turn
+	for s.free > 0 && len(s.queue) > 0 && !s.draining && !s.alone {
+		l := s.queue[0]
+		s.queue = s.queue[1:]
+		l.queued = false
+		room := min(l.pace.limit-len(l.schedule.running), s.free, perTurn)
+		if l.pace.slow {
+			room = min(room, s.config.Concurrency/2-s.slow)
+		}
+		if room <= 0 || l.status.Held || l.leaving || s.lanes[l.LaneID] != l {
+			continue // queued again when something of it ends
+		}
+		var gate int64
+		if l.status.Gate != nil {
+			gate = *l.status.Gate
+		}
+		ready := l.schedule.next(room, gate)
+		for _, e := range ready {
+			if !s.begin(l, e) {
+				l.queued = true
+				s.queue = slices.Insert(s.queue, 0, l)
+				return
+			}
+		}
+		if len(ready) == room {
+			s.enqueue(l)
+		}
+	}
+}
+
+// begin starts an event, unless it or another must run alone.
+func (s *Subscriber) begin(l *lane, e *entry) bool {
+	alone := e.event.LapseCount >= AloneAfter
+	if (alone || s.aloneWanted) && s.free < s.config.Concurrency {
+		s.aloneWanted = s.aloneWanted || alone
+		return false
+	}
+	s.alone, s.aloneWanted = alone, false
+	l.schedule.start(e)
+	s.free--
+	if l.pace.slow {
+		s.slow++
+	}
+	e.slow = l.pace.slow
+	d := &Delivery{
+		Event:           e.event,
+		MayHaveRun:      e.event.RecordedCount > 0 || e.event.Sequence <= l.status.TaintedTo,
+		DeletedSequence: l.status.DeletedSequence,
+		Started:         e.started,
+		lane:            l,
+	}
+	s.inFlight.Go(func() { s.deliver(l, e, d) })
+	return true
+}
+
+func (s *Subscriber) enqueue(l *lane) {
+	if !l.queued {
+		l.queued = true
+		s.queue = append(s.queue, l)
+	}
+}
+
+// deliver hands one event to its handler and waits for what becomes of it.
+func (s *Subscriber) deliver(l *lane, e *entry, d *Delivery) {
+	if err := s.handle(l, d); err != nil {
+		s.config.Logger.Error("event was not handled", "event_id", e.event.EventID, "error", err)
+	}
+	if d.verdict == nil {
+		d.verdict = &Verdict{Kind: Yield, Failure: failure.New(failure.Interrupted, failure.Canceled,
+			"the attempt was interrupted: %w", errors.Join(context.Cause(l.ctx)))}
+	}
+	s.results <- &result{lane: l, entry: e, settled: Settlement{
+		Event: e.event, Token: l.Token, Worker: s.config.Worker,
+		Started: d.Started, Duration: time.Since(d.Started), Verdict: *d.verdict,
+	}}
+}
+
+func (s *Subscriber) handle(l *lane, d *Delivery) error {
+	if l.LapseCount > 0 {
+		// Events of this lane may bring workers down: know which had begun.
+		if err := s.store.MarkRunning(l.ctx, []int64{d.Event.Sequence}); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	defer cancel()
+	msg := message.NewMessageWithContext(WithDelivery(ctx, d), d.Event.EventID, d.Event.Data)
+	metadata, err := readMetadata(d.Event.Metadata)
+	if err != nil {
+		s.config.Logger.Warn("metadata of an event can't be read", "event_id", d.Event.EventID, "error", err)
+	}
+	msg.Metadata = metadata
+	select {
+	case s.topics[d.Event.Type] <- msg:
+	case <-ctx.Done():
+		return nil
+	}
+	// The handler honours the context; its answer is waited for all the same,
+	// so that nothing of it goes on unseen.
+	select {
+	case <-msg.Acked():
+	case <-msg.Nacked():
+	}
+	return nil
+}
+
+// paceOf keeps what is known of an integration's speed while its lane is held
+// by others or by nobody.
+func (s *Subscriber) paceOf(laneID int64) *pace {
+	if len(s.paces) > 4*maxLanes {
+		for id, p := range s.paces {
+			if s.lanes[id] == nil && !p.slow {
+				delete(s.paces, id)
+			}
+		}
+	}
+	p := s.paces[laneID]
+	if p == nil {
+		p = newPace(s.config.LaneConcurrency)
+		s.paces[laneID] = p
+	}
+	return p
+}
+
+// settleLoop writes results in batches: while one transaction runs, the next
+// batch gathers.
+func (s *Subscriber) settleLoop(ctx context.Context) {
+	const most = 512
+	for first := range s.results {
+		batch := []*result{first}
+	gather:
+		for len(batch) < most {
+			select {
+			case r, ok := <-s.results:
+				if !ok {
+					break gather
+				}
+				batch = append(batch, r)
+			default:
+				break gather
+			}
+		}
+		s.settleBatch(ctx, batch)
+	}
+}
+
+func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
+	s.mu.Lock()
+	for _, r := range batch {
+		r.entry.settling = true
+		if r.settled.Kind != Complete {
+			r.lane.parks++
+		}
+	}
+	s.mu.Unlock()
+
+	if err := s.settleSafely(ctx, batch); err != nil {
+		s.config.Logger.Error("events could not be settled: other workers take them over", "error", err)
+		for _, r := range batch {
+			r.lane.cancel(ErrLeaseLost)
+		}
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range batch {
+		s.finished(r)
+	}
+	s.dispatch()
+	s.Wake()
+}
+
+// settleSafely tries again while the database is away and a lease is left. A
+// batch that fails for another reason is settled one by one, and an event for
+// which that fails too counts as failed, so that its trouble stays its own.
+func (s *Subscriber) settleSafely(ctx context.Context, batch []*result) error {
+	settlements := make([]*Settlement, len(batch))
+	for i, r := range batch {
+		settlements[i] = &r.settled
+	}
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := s.store.Settle(ctx, settlements)
+		switch {
+		case err == nil:
+			return nil
+		case database.IsTransient(err):
+		case len(batch) > 1:
+			var failed error
+			for i := range batch {
+				failed = errors.Join(failed, s.settleSafely(ctx, batch[i:i+1]))
+			}
+			return failed
+		case settlements[0].Ends():
+			settlements[0].Verdict = s.config.Failed(settlements[0].Event, err)
+		}
+		if !slices.ContainsFunc(batch, func(r *result) bool { return r.lane.alive(time.Now()) }) {
+			return err
+		}
+		s.config.Logger.Warn("settling is tried again", "error", err, "events", len(batch))
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// finished takes a settled event out of its lane. The mutex is held.
+func (s *Subscriber) finished(r *result) {
+	l, st := r.lane, &r.settled
+	l.schedule.finish(st.Event.Sequence, st.Kind == Retry || st.Kind == Defer)
+	s.free++
+	s.alone = false
+	if r.entry.slow {
+		s.slow--
+	}
+	switch {
+	case st.Failure != nil && st.Failure.Slows():
+		l.pace.slowed()
+	case st.Kind == Complete:
+		l.pace.succeeded()
+		if st.Event.Type == events.EnvironmentDeletedType && st.Outcome == Done {
+			l.schedule.supersede(st.Event.Sequence)
+		}
+	case st.Kind == Yield && st.Failure != nil && st.Failure.Class == failure.Integration:
+		l.status.Held = true
+	}
+	if st.Kind != Complete || st.Event.Holding || st.Event.Type == events.EnvironmentCreatedType {
+		l.refill = true
+	}
+	if s.lanes[l.LaneID] == l {
+		s.enqueue(l)
+		if l.pace.slow {
+			s.enqueueSlow(l)
+		}
+	}
+}
+
+// enqueueSlow lets the other slow lanes try for the slot that one gave up.
+func (s *Subscriber) enqueueSlow(but *lane) {
+	for _, l := range s.lanes {
+		if l != but && l.pace.slow {
+			s.enqueue(l)
+		}
+	}
+}
+
+// laneList is a snapshot of the lanes held. The mutex is held.
+func (s *Subscriber) laneList() []*lane {
+	list := make([]*lane, 0, len(s.lanes))
+	for _, l := range s.lanes {
+		list = append(list, l)
+	}
+	slices.SortFunc(list, func(a, b *lane) int { return int(a.LaneID - b.LaneID) })
+	return list
+}

@@ -1,0 +1,235 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// Reading asks for a lane's next events.
+type Reading struct {
+	LaneID int64
+	// After is the reading position: events up to it were read before.
+	After int64
+	Limit int
+}
+
+// windowChunk bounds the lanes that one statement reads: its text and its
+// planning grow with them.
+const windowChunk = 16
+
+// Read reads the next events of held lanes in sequence: those above the
+// reading position, and those that were requeued below it. Events above a
+// gate aren't given out.
+func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) {
+	var events []*Event
+	for chunk := range slices.Chunk(readings, windowChunk) {
+		query, args := readQuery(chunk)
+		var found []*Event
+		if err := s.db.SelectContext(ctx, &found, s.db.SQL(query), args...); err != nil {
+			return nil, fmt.Errorf("read lanes: %w", err)
+		}
+		events = append(events, found...)
+	}
+	return events, nil
+}
+
+func readQuery(readings []Reading) (string, []any) {
+	const one = `
+		SELECT * FROM (SELECT ` + eventColumns + ` FROM {outbox}
+			WHERE lane_id = ? AND sequence > ? AND state IN ('available', 'running') AND NOT parked
+			AND sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ?), 9223372036854775807)
+			ORDER BY sequence LIMIT ?) AS fresh
+		UNION ALL
+		SELECT * FROM (SELECT ` + eventColumns + ` FROM {outbox}
+			WHERE lane_id = ? AND sequence <= ? AND requeued AND state IN ('available', 'running') AND NOT parked
+			AND sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ?), 9223372036854775807)
+			ORDER BY sequence LIMIT ?) AS requeued`
+	texts := make([]string, len(readings))
+	var args []any
+	for i, r := range readings {
+		texts[i] = one
+		args = append(args, r.LaneID, r.After, r.LaneID, r.Limit, r.LaneID, r.After, r.LaneID, r.Limit)
+	}
+	return strings.Join(texts, ` UNION ALL `), args
+}
+
+type hold struct {
+	LaneID   int64  `db:"lane_id" json:"lane_id"`
+	Resource string `db:"resource" json:"resource"`
+	Sequence int64  `db:"sequence" json:"sequence"`
+}
+
+func holdsOf(e *Event, more ...string) []hold {
+	var list []hold
+	for _, r := range append(resources(e.Resources), more...) {
+		list = append(list, hold{e.LaneID, r, e.Sequence})
+	}
+	return list
+}
+
+// Park takes those of a lane's events out of its reading window that wait for
+// an earlier, parked event with a common resource. events is in sequence
+// order; the answer has the sequences that were parked. Those of running are
+// first made to hold back what waits for them, so that many events behind a
+// long one don't fill the window.
+func (s *Store) Park(ctx context.Context, holding Holding, running, events []*Event) (map[int64]bool, error) {
+	parked := make(map[int64]bool)
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		clear(parked)
+		if mine, err := s.fence(ctx, tx, []Holding{holding}); err != nil || len(mine) == 0 {
+			return err
+		}
+		for _, e := range running {
+			if err := s.holdRunning(ctx, tx, e); err != nil {
+				return err
+			}
+		}
+		for _, e := range events {
+			waits, err := s.waits(ctx, tx, e)
+			if err != nil {
+				return err
+			}
+			if !waits {
+				continue
+			}
+			if err := s.insertHolds(ctx, tx, holdsOf(e)); err != nil {
+				return err
+			}
+			if _, err := tx.ExecContext(ctx, s.db.SQL(`
+				UPDATE {outbox} SET parked = true, holding = true, state = 'available'
+				WHERE sequence = ? AND state IN ('available', 'running')`), e.Sequence); err != nil {
+				return err
+			}
+			parked[e.Sequence] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("park events: %w", err)
+	}
+	return parked, nil
+}
+
+// holdRunning gives a running event holds, unless it has ended meanwhile.
+func (s *Store) holdRunning(ctx context.Context, tx *sqlx.Tx, e *Event) error {
+	result, err := tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {outbox} SET holding = true WHERE sequence = ? AND state IN ('available', 'running') AND NOT parked`),
+		e.Sequence)
+	if err != nil {
+		return err
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		return err
+	}
+	return s.insertHolds(ctx, tx, holdsOf(e))
+}
+
+func (s *Store) insertHolds(ctx context.Context, tx *sqlx.Tx, holds []hold) error {
+	if len(holds) == 0 {
+		return nil
+	}
+	return s.exec(ctx, tx, `
+		INSERT INTO {holds} (lane_id, resource, sequence) SELECT lane_id, resource, sequence
+		FROM {rows v(lane_id bigint, resource text, sequence bigint)} WHERE true ON CONFLICT DO NOTHING`, holds)
+}
+
+// waits tells whether an earlier event that holds its resources must end first.
+func (s *Store) waits(ctx context.Context, tx *sqlx.Tx, e *Event) (bool, error) {
+	own := resources(e.Resources)
+	if !slices.Contains(own, Everything) {
+		own = append(own, Everything)
+	}
+	encoded, err := json.Marshal(holdsOf(&Event{LaneID: e.LaneID, Sequence: e.Sequence, Resources: mustJSON(own)}))
+	if err != nil {
+		return false, err
+	}
+	var waits bool
+	err = tx.GetContext(ctx, &waits, s.db.SQL(`
+		SELECT EXISTS (SELECT 1 FROM {rows v(lane_id bigint, resource text, sequence bigint)}
+			JOIN {holds} h ON h.lane_id = v.lane_id AND h.resource = v.resource AND h.sequence < v.sequence)`),
+		string(encoded))
+	return waits, err
+}
+
+func mustJSON(list []string) string {
+	encoded, err := json.Marshal(list)
+	if err != nil {
+		panic(errors.Join(errors.New("a list of strings didn't encode"), err))
+	}
+	return string(encoded)
+}
+
+// release lets go of what ended events held back. The lowest event that waits
+// on each of their resources is read again; whether it may start is decided
+// then.
+func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error {
+	var freed []hold
+	lanes := make(map[int64]bool)
+	var sequences []int64
+	for _, e := range ended {
+		freed = append(freed, holdsOf(e)...)
+		sequences = append(sequences, e.Sequence)
+		lanes[e.LaneID] = true
+	}
+	ids, err := rows(sequences)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`DELETE FROM {holds} WHERE sequence IN {ids}`), ids); err != nil {
+		return err
+	}
+	if err := s.exec(ctx, tx, `
+		UPDATE {outbox} SET parked = false, requeued = true
+		WHERE parked AND next_attempt_at IS NULL AND state = 'available' AND sequence IN (
+			SELECT min(h.sequence) FROM {holds} h
+			JOIN {rows v(lane_id bigint, resource text)} ON h.lane_id = v.lane_id AND h.resource = v.resource
+			GROUP BY h.lane_id, h.resource)`, freed); err != nil {
+		return err
+	}
+	var everything []int64
+	for _, h := range freed {
+		if h.Resource == Everything {
+			everything = append(everything, h.LaneID)
+		}
+	}
+	if len(everything) > 0 {
+		ids, err := rows(everything)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, s.db.SQL(`
+			UPDATE {outbox} SET parked = false, requeued = true
+			WHERE parked AND next_attempt_at IS NULL AND state = 'available' AND sequence IN (
+				SELECT h.sequence FROM {holds} h WHERE h.lane_id IN {ids})`), ids); err != nil {
+			return err
+		}
+	}
+	return s.wakeLanes(ctx, tx, lanes)
+}
+
+// wakeLanes says that lanes have something new to read.
+func (s *Store) wakeLanes(ctx context.Context, tx *sqlx.Tx, lanes map[int64]bool) error {
+	ids := make([]int64, 0, len(lanes))
+	for laneID := range lanes {
+		ids = append(ids, laneID)
+	}
+	slices.Sort(ids)
+	encoded, err := rows(ids)
+	if err != nil {
+		return err
+	}
+	var locked []int64
+	if err := tx.SelectContext(ctx, &locked, s.db.SQL(`
+		SELECT lane_id FROM {lanes} WHERE lane_id IN {ids} ORDER BY lane_id {for_no_key_update}`), encoded); err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {lanes} SET wake = wake + 1, ready_at = coalesce(ready_at, {now}) WHERE lane_id IN {ids}`), encoded)
+	return err
+}

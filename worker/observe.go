@@ -1,0 +1,108 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+const scope = "github.com/ownbucket/ownbucket/worker"
+
+// observer makes attempts visible: spans, counts and log lines. It uses
+// OpenTelemetry's global providers, which do nothing until somebody sets them.
+type observer struct {
+	logger   *slog.Logger
+	tracer   trace.Tracer
+	attempts metric.Int64Counter
+	duration metric.Float64Histogram
+}
+
+func newObserver(logger *slog.Logger) (*observer, error) {
+	meter := otel.Meter(scope)
+	attempts, err := meter.Int64Counter("ownbucket.attempts",
+		metric.WithDescription("Attempts of events, by type, end and error code."))
+	if err != nil {
+		return nil, fmt.Errorf("make metrics: %w", err)
+	}
+	duration, err := meter.Float64Histogram("ownbucket.attempt.duration", metric.WithUnit("s"),
+		metric.WithDescription("How long attempts take."))
+	if err != nil {
+		return nil, fmt.Errorf("make metrics: %w", err)
+	}
+	return &observer{logger: logger, tracer: otel.Tracer(scope), attempts: attempts, duration: duration}, nil
+}
+
+// trace continues the publisher's trace, which travels in the event.
+func (o *observer) trace(next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		ctx := propagation.TraceContext{}.Extract(msg.Context(), propagation.MapCarrier(msg.Metadata))
+		d, _ := outbox.DeliveryFrom(ctx)
+		ctx, span := o.tracer.Start(ctx, "handle "+d.Event.Type, trace.WithSpanKind(trace.SpanKindConsumer),
+			trace.WithAttributes(
+				attribute.String("ownbucket.event_id", d.Event.EventID),
+				attribute.String("ownbucket.service_id", d.Event.ServiceID),
+				attribute.String("ownbucket.environment_id", d.Event.EnvironmentID),
+			))
+		defer span.End()
+		msg.SetContext(ctx)
+		produced, err := next(msg)
+		if err != nil {
+			span.SetStatus(codes.Error, err.Error())
+		}
+		return produced, err
+	}
+}
+
+// judged counts an attempt and logs how it ended, once.
+func (o *observer) judged(ctx context.Context, d *outbox.Delivery, v outbox.Verdict) {
+	took := time.Since(d.Started)
+	labels := []attribute.KeyValue{
+		attribute.String("type", d.Event.Type),
+		attribute.String("end", endings[v.Kind]),
+	}
+	fields := []any{
+		"event_id", d.Event.EventID, "type", d.Event.Type, "sequence", d.Event.Sequence,
+		"service_id", d.Event.ServiceID, "environment_id", d.Event.EnvironmentID, "media_id", d.Event.Media(),
+		"duration", took,
+	}
+	if v.Outcome != "" {
+		labels = append(labels, attribute.String("outcome", v.Outcome))
+		fields = append(fields, "outcome", v.Outcome)
+	}
+	level := slog.LevelDebug
+	if v.Failure != nil {
+		labels = append(labels, attribute.String("error_class", string(v.Failure.Class)),
+			attribute.String("error_code", v.Failure.Code))
+		fields = append(fields, "error_class", v.Failure.Class, "error_code", v.Failure.Code, "error", v.Failure)
+		level = slog.LevelWarn
+	}
+	if v.Kind == outbox.Die {
+		level = slog.LevelError
+	}
+	if v.Outcome == outbox.Superseded && !d.MayHaveRun && d.Event.Sequence > d.DeletedSequence {
+		level = slog.LevelWarn
+		fields = append(fields, "hint", "the CMS's versions of this media run backwards")
+	}
+	o.attempts.Add(ctx, 1, metric.WithAttributes(labels...))
+	o.duration.Record(ctx, took.Seconds(), metric.WithAttributes(labels[:2]...))
+	o.logger.Log(ctx, level, "event "+endings[v.Kind], fields...)
+}
+
+var endings = map[outbox.Kind]string{
+	outbox.Complete: "completed",
+	outbox.Die:      "died",
+	outbox.Retry:    "will be retried",
+	outbox.Defer:    "waits",
+	outbox.Yield:    "was given back",
+}
