@@ -34,7 +34,7 @@ type Environments interface {
 	// Create opens the copy that EnvironmentCreated stands for.
 	Create(ctx context.Context, d *outbox.Delivery) (outcome string, err error)
 	// Delete empties the environment's directory. It asks to be waited for,
-	// by a *Wait, while copies out of it are owed.
+	// by an *outbox.Wait, while copies out of it are owed.
 	Delete(ctx context.Context, d *outbox.Delivery) (outcome string, err error)
 	// CopyFirst makes copies that are owed and must come before the event.
 	CopyFirst(ctx context.Context, d *outbox.Delivery, names []string) error
@@ -50,17 +50,6 @@ type Result struct {
 	Target *ledger.PossibleWrite
 	Wrote  bool
 }
-
-// Wait says that an event can't run yet, without any fault of its own.
-type Wait struct {
-	// For is how long, unless Behind names what it then comes after: resources
-	// as they stand in the outbox.
-	For    time.Duration
-	Behind []string
-	Reason string
-}
-
-func (w *Wait) Error() string { return w.Reason }
 
 // MediaResource is how events of a media order each other in the outbox.
 func MediaResource(mediaID string) string { return "m:" + mediaID }
@@ -121,8 +110,8 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 // withoutSettings: a service that uses the feature nowhere has nothing to do;
 // one that does lacks settings that an operator can still supply.
 func (h *Handlers) withoutSettings(ctx context.Context, d *outbox.Delivery) (string, error) {
-	any, err := h.Settings.AnyOfService(ctx, d.Event.ServiceID)
-	if err != nil || !any {
+	used, err := h.Settings.AnyOfService(ctx, d.Event.ServiceID)
+	if err != nil || !used {
 		return outbox.Skipped, err
 	}
 	return "", failure.New(failure.Permanent, failure.NoIntegration,
@@ -142,10 +131,10 @@ func (j *job) claimKey(ctx context.Context) error {
 		return err
 	}
 	if waits && holder.LaneID == j.delivery.Event.LaneID {
-		return &Wait{Behind: []string{MediaResource(holder.MediaID)}, Reason: "an earlier event may free the key"}
+		return &outbox.Wait{Behind: []string{MediaResource(holder.MediaID)}, Reason: "an earlier event may free the key"}
 	}
 	if waits {
-		return &Wait{For: time.Second, Reason: "an earlier event of another environment may free the key"}
+		return &outbox.Wait{For: time.Second, Reason: "an earlier event of another environment may free the key"}
 	}
 	return failure.New(failure.Permanent, failure.KeyTaken,
 		"media %q of service %s can't have key %q in bucket %s: media %q holds it; rename one of them",

@@ -57,7 +57,7 @@ func (w *Worker) judge(next message.HandlerFunc) message.HandlerFunc {
 }
 
 func (w *Worker) verdict(ctx context.Context, a *attempt, err error) outbox.Verdict {
-	var wait *handlers.Wait
+	var wait *outbox.Wait
 	switch {
 	case errors.As(err, &wait):
 		return outbox.Verdict{Kind: outbox.Defer, Delay: wait.For, Behind: wait.Behind}

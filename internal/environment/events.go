@@ -7,7 +7,6 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/ownbucket/ownbucket/events"
-	"github.com/ownbucket/ownbucket/handlers"
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/ledger"
@@ -150,7 +149,7 @@ func (s *Store) awaitCopies(ctx context.Context, e *outbox.Event) error {
 	}
 	if waits || needed {
 		s.Wake()
-		return &handlers.Wait{For: 2 * lookAgain, Reason: "copies from the environment come before its deletion"}
+		return &outbox.Wait{For: 2 * lookAgain, Reason: "copies from the environment come before its deletion"}
 	}
 	return nil
 }

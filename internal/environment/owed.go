@@ -7,7 +7,6 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
-	"github.com/ownbucket/ownbucket/handlers"
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
@@ -67,14 +66,14 @@ func (s *Store) copyFirst(ctx context.Context, e *outbox.Event, it *item) error 
 	fromSource := it.SourceLane == e.LaneID
 	if it.CopyState != active || it.TargetHeld {
 		if !fromSource {
-			return &handlers.Wait{For: lookAgain, Reason: "the environment's copy is about to begin"}
+			return &outbox.Wait{For: lookAgain, Reason: "the environment's copy is about to begin"}
 		}
 		wait, err := s.awaitsItsEvent(ctx, it)
 		if err != nil {
 			return err
 		}
 		if wait {
-			return &handlers.Wait{For: lookAgain, Reason: "a copy from here is about to begin"}
+			return &outbox.Wait{For: lookAgain, Reason: "a copy from here is about to begin"}
 		}
 		return s.giveUp(ctx, it, "the environment that it is copied to can't take it now")
 	}
@@ -83,7 +82,7 @@ func (s *Store) copyFirst(ctx context.Context, e *outbox.Event, it *item) error 
 		return err
 	}
 	if !mine {
-		return &handlers.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
+		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
 	}
 	err = s.copyItem(ctx, it)
 	if err == nil {
@@ -95,12 +94,12 @@ func (s *Store) copyFirst(ctx context.Context, e *outbox.Event, it *item) error 
 	case f.Class == failure.Interrupted:
 		return err
 	case !fromSource:
-		return &handlers.Wait{For: s.options.Backoff(it.FailureCount + 1), Reason: "a copy that comes first failed for now"}
+		return &outbox.Wait{For: s.options.Backoff(it.FailureCount + 1), Reason: "a copy that comes first failed for now"}
 	case f.Class == failure.Integration || s.tiredOf(it):
 		return s.giveUp(ctx, it, f.Error())
 	default:
 		delay := min(s.options.Backoff(it.FailureCount+1), copyFirstFor/6)
-		return &handlers.Wait{For: max(delay, lookAgain), Reason: "a copy that comes first failed for now"}
+		return &outbox.Wait{For: max(delay, lookAgain), Reason: "a copy that comes first failed for now"}
 	}
 }
 
@@ -136,7 +135,7 @@ func (s *Store) giveUp(ctx context.Context, it *item, reason string) error {
 		if n, err := result.RowsAffected(); err != nil || n > 0 {
 			return err
 		}
-		return &handlers.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
+		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
 	})
 	return err
 }

@@ -93,7 +93,7 @@ func Of(err error) *Error {
 	case err == nil:
 		return nil
 	case errors.As(err, &classified):
-		if error(classified) == err {
+		if error(classified) == err { //nolint:errorlint // the very error, not one that wraps it
 			return classified
 		}
 		// Keep the words that were wrapped around it.

@@ -57,6 +57,18 @@ func (d *Delivery) Guard() error {
 		d.Event.ServiceID, d.Event.EnvironmentID)
 }
 
+// Wait is the error of a handler whose event can't run yet, without any fault
+// of its own: no attempt counts.
+type Wait struct {
+	// For is how long, unless Behind names what the event then comes after:
+	// resources, as they stand in the outbox.
+	For    time.Duration
+	Behind []string
+	Reason string
+}
+
+func (w *Wait) Error() string { return w.Reason }
+
 type deliveryKey struct{}
 
 // WithDelivery puts the delivery into the context of its handler.
