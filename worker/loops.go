@@ -19,7 +19,7 @@ const (
 // probeLoop tries blocked integrations on a key of their own, so that no event
 // is spent on finding out whether the customer has mended the account.
 func (w *Worker) probeLoop(ctx context.Context) {
-	tick := time.NewTicker(max(w.config.Poll, 10*time.Millisecond))
+	tick := time.NewTicker(lazily * w.config.Poll)
 	defer tick.Stop()
 	var probing sync.WaitGroup
 	defer probing.Wait()

@@ -70,6 +70,10 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// lazily is how many polls of the outbox go by between two looks at what is
+// rarely due, or announced by a wake-up: copies and probes.
+const lazily = 5
+
 func (c *Config) setDefaults() error {
 	if c.DB == nil {
 		return errors.New("a worker needs a database")
@@ -202,7 +206,7 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 
 	w.config.Logger.Info("worker started", "worker", w.config.Name, "concurrency", w.config.Concurrency)
 	var loops sync.WaitGroup
-	loops.Go(func() { w.environments.Run(ctx, w.config.Poll, w.config.Logger) })
+	loops.Go(func() { w.environments.Run(ctx, lazily*w.config.Poll, w.config.Logger) })
 	loops.Go(func() { w.probeLoop(ctx) })
 	loops.Go(func() { w.pruneLoop(ctx) })
 	if w.config.DB.Dialect == database.PostgreSQL && w.config.DatabaseURL != "" {

@@ -495,6 +495,23 @@ func TestAProbeSaysWhatIsBrokenAndPassesOnceItIsMended(t *testing.T) {
 	}
 }
 
+func TestAProbeAfterADenialOpensANewSession(t *testing.T) {
+	t.Parallel()
+	c := newCustomer(t)
+	b := c.open(t)
+	// As where the customer revoked all older sessions of the role.
+	c.Inject(awslocal.Rule{API: "s3:PutObject", Times: 1, Status: 403, Code: "AccessDenied"})
+	if err := b.Probe(t.Context()); failure.Of(err) == nil || failure.Of(err).Code != failure.Denied {
+		t.Errorf("got %v", err)
+	}
+	if err := b.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n := c.Counts()["sts:AssumeRole"]; n != 2 {
+		t.Errorf("%d sessions, want 2", n)
+	}
+}
+
 func TestAProbeCutOffStillCleansUp(t *testing.T) {
 	t.Parallel()
 	for _, api := range []string{"s3:PutObject", "s3:GetObject", "s3:CopyObject", "s3:DeleteObject"} {

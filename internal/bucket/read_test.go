@@ -136,10 +136,12 @@ func TestRegionIsReadEvenFromARedirect(t *testing.T) {
 	for _, status := range []int{200, 301} {
 		w := newWire(t, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Amz-Bucket-Region", "eu-west-1")
+			w.Header().Set("Location", "/elsewhere")
 			w.WriteHeader(status)
 		})
 		if region, err := w.bucket(t).Region(t.Context()); err != nil || region != "eu-west-1" {
 			t.Errorf("%d: %q %v", status, region, err)
 		}
+		w.only(t) // a redirect isn't followed: it would go unsigned
 	}
 }

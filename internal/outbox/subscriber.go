@@ -208,7 +208,7 @@ func (s *Subscriber) dispatch() {
 		l.queued = false
 		room := min(l.pace.limit-len(l.schedule.running), s.free, perTurn)
 		if l.pace.slow {
-			room = min(room, s.config.Concurrency/2-s.slow)
+			room = min(room, max(s.config.Concurrency/2, 1)-s.slow)
 		}
 		if room <= 0 || l.status.Held || l.leaving || s.lanes[l.LaneID] != l {
 			continue // queued again when something of it ends
