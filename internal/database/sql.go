@@ -27,6 +27,7 @@ var fragments = map[Dialect]map[string]string{
 		"{for_update}":        `FOR UPDATE`,
 		"{for_key_share}":     `FOR KEY SHARE`,
 		"{for_no_key_update}": `FOR NO KEY UPDATE`,
+		"{uuid}":              `CAST(? AS uuid)`,
 		"{ids}":               `(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json)))`,
 	},
 	// SQLite has one writer, whose transaction begins with the write lock:
@@ -37,6 +38,7 @@ var fragments = map[Dialect]map[string]string{
 		"{for_update}":        ``,
 		"{for_key_share}":     ``,
 		"{for_no_key_update}": ``,
+		"{uuid}":              `?`,
 		"{ids}":               `(SELECT value FROM json_each(?))`,
 	},
 }
@@ -46,7 +48,7 @@ var fragments = map[Dialect]map[string]string{
 // dialect's fragment, {rows v(a bigint, b text)} a table v made of one
 // argument, a JSON array of objects with those fields (so that a statement
 // over many rows has one text and one argument), {ids} a list of integers made
-// of a JSON array of them, for use after IN, any other {name} the table
+// of a JSON array of them, for use after IN, {uuid} an argument that is a UUID, any other {name} the table
 // of that name, and each ? the dialect's placeholder. A query therefore holds
 // no literal ?.
 func (db *DB) SQL(query string) string {

@@ -2,6 +2,8 @@ package outbox
 
 import (
 	"strings"
+
+	"github.com/google/uuid"
 )
 
 // Filter selects events: those that match every field that is set.
@@ -37,10 +39,12 @@ func (f Filter) where() (string, []any) {
 	}
 	if len(f.EventIDs) > 0 {
 		ids := make([]any, len(f.EventIDs))
-		for i, id := range f.EventIDs {
-			ids[i] = strings.ToLower(id)
+		for i, text := range f.EventIDs {
+			// What isn't a UUID becomes the nil UUID, and matches nothing.
+			id, _ := uuid.Parse(text)
+			ids[i] = id.String()
 		}
-		add(`lower(CAST(e.event_id AS text)) IN (?`+strings.Repeat(`, ?`, len(ids)-1)+`)`, ids...)
+		add(`e.event_id IN ({uuid}`+strings.Repeat(`, {uuid}`, len(ids)-1)+`)`, ids...)
 	}
 	if len(f.States) > 0 {
 		var states []string
