@@ -216,7 +216,7 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	loops.Wait()
 	err = errors.Join(err, router.Close())
 	stopRouting()
-	<-routed
+	err = errors.Join(err, <-routed)
 	w.buckets.CloseIdleConnections()
 	w.config.Logger.Info("worker stopped", "worker", w.config.Name)
 	return err

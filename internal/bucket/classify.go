@@ -181,7 +181,7 @@ func classifySilence(call Call, err error) *failure.Error {
 	var unreadable *smithy.DeserializationError
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return failure.New(failure.Transient, failure.Timeout, "%s: the time for it is up", call)
+		return failure.New(failure.Transient, failure.Timeout, "%s: %s", call, text)
 	case errors.Is(err, context.Canceled):
 		return failure.New(failure.Interrupted, failure.Canceled, "%s: %w", call, context.Canceled)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &netErr) && netErr.Timeout():

@@ -2,7 +2,6 @@ package bucket_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
@@ -10,14 +9,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/bucket"
@@ -254,71 +249,6 @@ func TestNothingIsOverwrittenOrDeletedThatIsNotMeant(t *testing.T) {
 	}
 }
 
-func TestASessionEndsAtItsPrefixWhateverTheRoleAllows(t *testing.T) {
-	t.Parallel()
-	c := newCustomer(t, func(_ *awslocal.Config, c *awslocal.Customer) { c.Policy = everything })
-	for _, key := range []string{"mediafoo/a", "production/a"} {
-		if _, err := c.PutDirect(c.Bucket, key, []byte("x"), awslocal.Stranger{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b := c.open(t)
-	for _, key := range []string{"mediafoo/a", "production/a"} {
-		if _, _, err := b.Get(t.Context(), key, 10); failure.Of(err) == nil || failure.Of(err).Code != failure.Denied {
-			t.Errorf("%s: %v", key, err)
-		}
-		if _, err := b.Head(t.Context(), key, false); failure.Of(err) == nil || failure.Of(err).Code != failure.Denied {
-			t.Errorf("%s: %v", key, err)
-		}
-	}
-	copying := c.open(t, func(a *bucket.Account) { a.ReadPrefix = aws.String("production") })
-	if _, err := copying.Copy(t.Context(), bucket.CopyInput{
-		SourceKey: "production/a", Key: "media/a", Stamp: stamp, Condition: bucket.Condition{IfNoneMatch: true},
-	}); err != nil {
-		t.Errorf("an environment's copy: %v", err)
-	}
-}
-
-func TestManyCallersShareOneSession(t *testing.T) {
-	t.Parallel()
-	c := newCustomer(t)
-	var all sync.WaitGroup
-	for i := range 64 {
-		all.Go(func() {
-			b := c.open(t)
-			in := put(stream("x"), 1)
-			in.Key = fmt.Sprintf("media/%d", i)
-			if _, err := b.Put(t.Context(), in); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	all.Wait()
-	if n := c.Counts()["sts:AssumeRole"]; n != 1 {
-		t.Errorf("%d calls of AssumeRole", n)
-	}
-}
-
-func TestAnExpiredSessionCostsOneAttempt(t *testing.T) {
-	t.Parallel()
-	c := newCustomer(t)
-	b := c.open(t)
-	etag := c.put(t, b, "media/a", "x")
-	c.ExpireSessions()
-	err := b.Delete(t.Context(), "media/a", etag)
-	if f := failure.Of(err); f == nil || f.Class != failure.Transient || f.Code != bucket.StaleCredentials {
-		t.Errorf("got %v", err)
-	}
-	if err := b.Delete(t.Context(), "media/a", etag); err != nil {
-		t.Error(err)
-	}
-	c.put(t, b, "media/a", "x")
-	c.ExpireSessions()
-	if _, err := b.Head(t.Context(), "media/a", false); failure.Of(err) == nil || failure.Of(err).Code != bucket.StaleCredentials {
-		t.Errorf("HEAD, which has no body to say why: %v", err)
-	}
-}
-
 func TestAWholeDirectoryIsListedAndDeletedPageByPage(t *testing.T) {
 	t.Parallel()
 	c := newCustomer(t)
@@ -352,184 +282,6 @@ func TestAWholeDirectoryIsListedAndDeletedPageByPage(t *testing.T) {
 	}
 	if left := c.Keys(c.Bucket); len(left)+len(want) != 0 {
 		t.Errorf("left %q, never listed %v", left, want)
-	}
-}
-
-func TestTheOwnerIsHeldToOnEveryCall(t *testing.T) {
-	t.Parallel()
-	c := newCustomer(t)
-	etag := c.put(t, c.open(t), "media/a", "x")
-	right := c.open(t, func(a *bucket.Account) { a.Owner = "123456789012" })
-	wrong := c.open(t, func(a *bucket.Account) { a.Owner = "210987654321" })
-	calls := map[string]func(*bucket.Bucket) error{
-		"put": func(b *bucket.Bucket) error {
-			in := put(stream("x"), 1)
-			in.Condition = bucket.Condition{IfNoneMatch: true}
-			in.Key = "media/b"
-			_, err := b.Put(t.Context(), in)
-			return err
-		},
-		"head":   func(b *bucket.Bucket) error { _, err := b.Head(t.Context(), "media/a", false); return err },
-		"get":    func(b *bucket.Bucket) error { _, _, err := b.Get(t.Context(), "media/a", 10); return err },
-		"list":   func(b *bucket.Bucket) error { _, _, err := b.List(t.Context(), "media/", ""); return err },
-		"region": func(b *bucket.Bucket) error { _, err := b.Region(t.Context()); return err },
-		"copy": func(b *bucket.Bucket) error {
-			_, err := b.Copy(t.Context(), bucket.CopyInput{SourceKey: "media/a", SourceETag: etag, Key: "media/c", Stamp: stamp, Condition: bucket.Condition{IfNoneMatch: true}})
-			return err
-		},
-		"delete many": func(b *bucket.Bucket) error { _, err := b.DeleteMany(t.Context(), []string{"media/none"}); return err },
-		"delete":      func(b *bucket.Bucket) error { return b.Delete(t.Context(), "media/b", "") },
-	}
-	for _, name := range []string{"put", "head", "get", "list", "region", "copy", "delete many", "delete"} {
-		if err := calls[name](wrong); failure.Of(err) == nil || failure.Of(err).Class != failure.Integration {
-			t.Errorf("%s in another's bucket: %v", name, err)
-		}
-		if err := calls[name](right); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-func TestAProbeUsesEveryPermissionAndLeavesNothing(t *testing.T) {
-	t.Parallel()
-	c := newCustomer(t)
-	if err := c.open(t).Probe(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if keys := c.Keys(c.Bucket); len(keys) != 0 {
-		t.Errorf("left: %q", keys)
-	}
-	want := map[string]int{"sts:AssumeRole": 1, "s3:PutObject": 1, "s3:GetObject": 1, "s3:CopyObject": 1, "s3:HeadObject": 1, "s3:DeleteObject": 2}
-	if diff := cmp.Diff(want, c.Counts(), cmpopts.EquateEmpty()); diff != "" {
-		t.Error(diff)
-	}
-	for _, entry := range c.Log() {
-		if strings.HasPrefix(entry.API, "s3:") && !strings.HasPrefix(entry.Key, "media/.microcms-probe-") {
-			t.Errorf("%s touched %q", entry.API, entry.Key)
-		}
-	}
-}
-
-func TestAProbeSaysWhatIsBrokenAndPassesOnceItIsMended(t *testing.T) {
-	t.Parallel()
-	without := func(action string) func(*testing.T, *customer) func() {
-		return func(t *testing.T, c *customer) func() {
-			policy := awslocal.CustomerPolicy(c.Bucket, c.Prefix)
-			change := func(policy string) {
-				if err := c.ChangeRole(c.RoleARN, func(r *awslocal.Role) { r.Policy = policy }); err != nil {
-					t.Fatal(err)
-				}
-			}
-			change(strings.Replace(policy, action, "s3:GetObjectAcl", 1))
-			return func() { change(policy) }
-		}
-	}
-	for _, tc := range []struct {
-		name    string
-		breakIt func(*testing.T, *customer) (mend func())
-		code    string
-		left    int
-	}{
-		{name: "no PutObject", breakIt: without("s3:PutObject"), code: failure.Denied},
-		{name: "no GetObject", breakIt: without("s3:GetObject"), code: failure.Denied},
-		{name: "no DeleteObject", breakIt: without("s3:DeleteObject"), code: failure.Denied, left: 2},
-		{name: "another external ID", code: bucket.AssumeRoleDenied, breakIt: func(t *testing.T, c *customer) func() {
-			change := func(id string) {
-				if err := c.ChangeRole(c.RoleARN, func(r *awslocal.Role) { r.ExternalID = id }); err != nil {
-					t.Fatal(err)
-				}
-			}
-			change("another")
-			return func() { change(c.ExternalID) }
-		}},
-		{name: "no bucket", code: bucket.NoSuchBucket, breakIt: func(t *testing.T, c *customer) func() {
-			c.DeleteBucket(c.Bucket)
-			return func() {
-				if err := c.CreateBucket(c.Bucket, c.Options); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}},
-		{name: "an unusable KMS key", code: bucket.KMSDenied, breakIt: func(t *testing.T, c *customer) func() {
-			options := c.Options
-			options.KMSKey = "arn:aws:kms:ap-northeast-1:123456789012:key/1"
-			c.DeleteBucket(c.Bucket)
-			if err := c.CreateBucket(c.Bucket, options); err != nil {
-				t.Fatal(err)
-			}
-			return func() {
-				c.DeleteBucket(c.Bucket)
-				if err := c.CreateBucket(c.Bucket, c.Options); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			c := newCustomer(t)
-			b := c.open(t)
-			mend := tc.breakIt(t, c)
-			err := b.Probe(t.Context())
-			f := failure.Of(err)
-			if f == nil || f.Class != failure.Integration || f.Code != tc.code {
-				t.Errorf("got %v, want %s", err, tc.code)
-			}
-			keys := c.Keys(c.Bucket)
-			if len(keys) != tc.left {
-				t.Errorf("left: %q", keys)
-			}
-			for _, key := range keys {
-				if !strings.Contains(err.Error(), key) {
-					t.Errorf("%v doesn't name %q, which is left", err, key)
-				}
-			}
-			if strings.Contains(err.Error(), c.ExternalID) {
-				t.Errorf("the external ID shows: %v", err)
-			}
-			mend()
-			if err := b.Probe(t.Context()); err != nil {
-				t.Errorf("mended: %v", err)
-			}
-		})
-	}
-}
-
-func TestAProbeAfterADenialOpensANewSession(t *testing.T) {
-	t.Parallel()
-	c := newCustomer(t)
-	b := c.open(t)
-	// As where the customer revoked all older sessions of the role.
-	c.Inject(awslocal.Rule{API: "s3:PutObject", Times: 1, Status: 403, Code: "AccessDenied"})
-	if err := b.Probe(t.Context()); failure.Of(err) == nil || failure.Of(err).Code != failure.Denied {
-		t.Errorf("got %v", err)
-	}
-	if err := b.Probe(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if n := c.Counts()["sts:AssumeRole"]; n != 2 {
-		t.Errorf("%d sessions, want 2", n)
-	}
-}
-
-func TestAProbeCutOffStillCleansUp(t *testing.T) {
-	t.Parallel()
-	for _, api := range []string{"s3:PutObject", "s3:GetObject", "s3:CopyObject", "s3:DeleteObject"} {
-		t.Run(api, func(t *testing.T) {
-			t.Parallel()
-			c := newCustomer(t)
-			b := c.open(t)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			c.Inject(awslocal.Rule{API: api, Times: 1, AfterEffect: true, Before: func(context.Context, awslocal.Call) { cancel() }})
-			err := b.Probe(ctx)
-			if f := failure.Of(err); f == nil || f.Class != failure.Interrupted {
-				t.Errorf("got %v", err)
-			}
-			if keys := c.Keys(c.Bucket); len(keys) != 0 {
-				t.Errorf("left: %q", keys)
-			}
-		})
 	}
 }
 

@@ -2,9 +2,11 @@ package bucket
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -145,6 +147,9 @@ func (p *Pool) CloseIdleConnections() {
 	}
 }
 
+// HTTPClient is the client that all customers share, guards included.
+func (p *Pool) HTTPClient() *http.Client { return p.http }
+
 // Brand is the word that our metadata carries.
 func (p *Pool) Brand() string { return p.brand }
 
@@ -175,13 +180,14 @@ func newRetryer() aws.Retryer {
 	return retry.NewStandard(func(o *retry.StandardOptions) {
 		o.MaxAttempts = maxAttempts
 		o.MaxBackoff = maxBackoff
-		// What is classified already was tried or decided below the SDK.
 		o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(neverTwice)}, o.Retryables...)
 	})
 }
 
+// neverTwice: what is classified already was decided below the SDK, and a
+// stalled connection has held its worker up for long enough.
 func neverTwice(err error) aws.Ternary {
-	if isClassified(err) {
+	if isClassified(err) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return aws.FalseTernary
 	}
 	return aws.UnknownTernary

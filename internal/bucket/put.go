@@ -45,7 +45,7 @@ func (b *Bucket) Put(ctx context.Context, in PutInput) (etag string, err error) 
 	if err != nil {
 		return "", err
 	}
-	defer source.release()
+	defer func() { _ = source.release() }() // its error, if any, is the PUT's below
 
 	request := &s3.PutObjectInput{
 		Bucket:              &b.account.Bucket,
@@ -156,7 +156,7 @@ func (s *source) Read(p []byte) (int, error) {
 		return 0, errReleased
 	case s.err != nil:
 		return 0, s.err
-	case s.remaining == 0:
+	case s.remaining <= 0:
 		return 0, io.EOF
 	}
 	n, err := s.reader.Read(p[:min(int64(len(p)), s.remaining)])

@@ -274,7 +274,7 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 func (s *Store) possibleWrite(ctx context.Context, tx *sqlx.Tx, e *outbox.Event) ([]ledger.PossibleWrite, error) {
 	parsed, err := events.Parse(e.Type, e.ServiceID, e.EnvironmentID, e.Data)
 	if err != nil {
-		return nil, nil // it never ran
+		return nil, nil //nolint:nilerr // it never ran
 	}
 	var name string
 	switch p := parsed.(type) {
@@ -291,7 +291,7 @@ func (s *Store) possibleWrite(ctx context.Context, tx *sqlx.Tx, e *outbox.Event)
 	}
 	key, err := bucket.Key(settings.Prefix, settings.Directory, name)
 	if err != nil {
-		return nil, nil // refused before the bucket was touched
+		return nil, nil //nolint:nilerr // it was refused before the bucket was touched
 	}
 	return []ledger.PossibleWrite{{LaneID: e.LaneID, MediaID: e.Media(), Key: key, Version: *e.Version}}, nil
 }

@@ -113,7 +113,7 @@ func probeDelay(failures int) time.Duration {
 	if failures < 10 {
 		delay = min(delay, firstProbe<<failures)
 	}
-	return delay - rand.N(delay/2) //nolint:gosec // jitter is no secret
+	return delay - rand.N(delay/2)
 }
 
 // probeNow makes the probe of a blocked integration due: something changed.

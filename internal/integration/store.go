@@ -91,14 +91,14 @@ func (s *Store) ByLane(ctx context.Context, q sqlx.QueryerContext, laneID int64)
 
 // AnyOfService tells whether any environment of the service has settings.
 func (s *Store) AnyOfService(ctx context.Context, serviceID string) (bool, error) {
-	var any bool
-	err := s.db.GetContext(ctx, &any, s.db.SQL(`
+	var found bool
+	err := s.db.GetContext(ctx, &found, s.db.SQL(`
 		SELECT EXISTS (SELECT 1 FROM {integrations} i JOIN {lanes} l ON l.lane_id = i.lane_id
 			WHERE l.service_id = ?)`), serviceID)
 	if err != nil {
 		return false, fmt.Errorf("look for settings of service %q: %w", serviceID, err)
 	}
-	return any, nil
+	return found, nil
 }
 
 func notFound(serviceID, environmentID string) error {

@@ -73,7 +73,7 @@ func buffer(stream *stream, digest []byte) (*Content, error) {
 	}
 	// An empty content has no last byte to withhold: its end is where the
 	// verdict is.
-	if _, err := verified.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := verified.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	stream.body.Close()
@@ -210,7 +210,7 @@ func (v *verifier) pass(p []byte) (int, error) {
 	n, err := v.stream.body.Read(p[:min(int64(len(p)), v.open)])
 	v.sum.Write(p[:n])
 	v.open -= int64(n)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = v.short(v.open + v.withheld)
 	}
 	v.err = err
