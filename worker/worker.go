@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"sync"
@@ -66,8 +67,10 @@ type Config struct {
 	// Brand is the word in the objects' metadata ("microcms").
 	Brand string
 	// AWS is our own identity, region and endpoints.
-	AWS    aws.Config
-	Logger *slog.Logger
+	AWS aws.Config
+	// Transport replaces the way to the customers' AWS accounts, for tests.
+	Transport http.RoundTripper
+	Logger    *slog.Logger
 }
 
 // lazily is how many polls of the outbox go by between two looks at what is
@@ -130,6 +133,7 @@ func New(_ context.Context, config Config) (*Worker, error) {
 	var err error
 	if w.buckets, err = bucket.NewPool(bucket.Options{
 		AWS: config.AWS, PathStyle: config.PathStyle, SessionPolicyKMS: config.SessionPolicyKMS, Brand: config.Brand,
+		Transport: config.Transport,
 	}); err != nil {
 		return nil, err
 	}

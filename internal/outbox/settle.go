@@ -131,7 +131,7 @@ func (s *Store) complete(ctx context.Context, tx *sqlx.Tx, plain []*Settlement) 
 			started_at = v.started_at, duration_us = v.duration_us, worker = v.worker,
 			finished_at = {now}, requeued = false, holding = false
 		FROM {rows v(sequence bigint, outcome text, started_at bigint, duration_us bigint, worker text)}
-		WHERE e.sequence = v.sequence AND e.state IN ('available', 'running')`, list)
+		WHERE e.sequence = v.sequence AND e.finished_at IS NULL`, list)
 }
 
 type update struct {
@@ -200,7 +200,7 @@ func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement) e
 		FROM {rows v(sequence bigint, state text, outcome text, attempt_count integer, recorded_count integer,
 			failure_count integer, delay bigint, parked boolean, requeued boolean, holding boolean,
 			finished boolean, denied boolean, denied_count integer, lapse_count integer, resources text, error_class text, error_code text, error text)}
-		WHERE e.sequence = v.sequence AND e.state IN ('available', 'running')`, updates); err != nil {
+		WHERE e.sequence = v.sequence AND e.finished_at IS NULL`, updates); err != nil {
 		return fmt.Errorf("update events: %w", err)
 	}
 	return s.insertHolds(ctx, tx, holds)

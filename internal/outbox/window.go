@@ -9,54 +9,68 @@ import (
 	"strings"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/database"
 )
 
 // Reading asks for a lane's next events.
 type Reading struct {
-	LaneID int64
+	LaneID int64 `json:"lane_id"`
 	// After is the reading position: events up to it were read before.
-	After int64
-	Limit int
+	After int64 `json:"after_sequence"`
+	Limit int   `json:"most"`
 }
 
-// windowChunk bounds the lanes that one statement reads: its text and its
-// planning grow with them.
+// windowChunk bounds the lanes that one statement reads on SQLite, whose text
+// grows with them.
 const windowChunk = 16
 
 // Read reads the next events of held lanes in sequence: those above the
 // reading position, and those that were requeued below it. Events above a
 // gate aren't given out.
 func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) {
-	var events []*Event
-	for chunk := range slices.Chunk(readings, windowChunk) {
-		query, args := readQuery(chunk)
-		var found []*Event
-		if err := s.db.SelectContext(ctx, &found, s.db.SQL(query), args...); err != nil {
+	var found []*Event
+	if s.db.Dialect == database.PostgreSQL {
+		encoded, err := rows(readings)
+		if err != nil {
+			return nil, err
+		}
+		// One plan, executed for each lane.
+		query := `SELECT e.* FROM {rows r(lane_id bigint, after_sequence bigint, most integer)}
+			CROSS JOIN LATERAL (` + windowOf(`r.lane_id`, `r.after_sequence`, `r.most`) + `) AS e`
+		if err := s.db.SelectContext(ctx, &found, s.db.SQL(query), encoded); err != nil {
 			return nil, fmt.Errorf("read lanes: %w", err)
 		}
-		events = append(events, found...)
+		return found, nil
 	}
-	return events, nil
+	for chunk := range slices.Chunk(readings, windowChunk) {
+		texts := make([]string, len(chunk))
+		var args []any
+		for i, r := range chunk {
+			texts[i] = windowOf(`?`, `?`, `?`)
+			args = append(args, r.LaneID, r.After, r.LaneID, r.Limit, r.LaneID, r.After, r.LaneID, r.Limit)
+		}
+		var part []*Event
+		if err := s.db.SelectContext(ctx, &part, s.db.SQL(strings.Join(texts, ` UNION ALL `)), args...); err != nil {
+			return nil, fmt.Errorf("read lanes: %w", err)
+		}
+		found = append(found, part...)
+	}
+	return found, nil
 }
 
-func readQuery(readings []Reading) (string, []any) {
-	const one = `
+// windowOf is the query for one lane's next events.
+func windowOf(lane, after, most string) string {
+	below := `sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ` + lane + `), 9223372036854775807)`
+	return `
 		SELECT * FROM (SELECT ` + eventColumns + ` FROM {outbox}
-			WHERE lane_id = ? AND sequence > ? AND state IN ('available', 'running') AND NOT parked
-			AND sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ?), 9223372036854775807)
-			ORDER BY sequence LIMIT ?) AS fresh
+			WHERE lane_id = ` + lane + ` AND sequence > ` + after + ` AND state IN ('available', 'running') AND NOT parked
+			AND ` + below + ` ORDER BY sequence LIMIT ` + most + `) AS fresh
 		UNION ALL
 		SELECT * FROM (SELECT ` + eventColumns + ` FROM {outbox}
-			WHERE lane_id = ? AND sequence <= ? AND requeued AND state IN ('available', 'running') AND NOT parked
-			AND sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ?), 9223372036854775807)
-			ORDER BY sequence LIMIT ?) AS requeued`
-	texts := make([]string, len(readings))
-	var args []any
-	for i, r := range readings {
-		texts[i] = one
-		args = append(args, r.LaneID, r.After, r.LaneID, r.Limit, r.LaneID, r.After, r.LaneID, r.Limit)
-	}
-	return strings.Join(texts, ` UNION ALL `), args
+			WHERE lane_id = ` + lane + ` AND sequence <= ` + after + ` AND requeued
+			AND state IN ('available', 'running') AND NOT parked
+			AND ` + below + ` ORDER BY sequence LIMIT ` + most + `) AS requeued`
 }
 
 type hold struct {
