@@ -84,7 +84,7 @@ func (w *Worker) consume(r route) message.NoPublishHandlerFunc {
 			return nil
 		}
 		ctx = bucket.WithGuard(ctx, d.Guard)
-		if e.Media() != "" {
+		if e.Media() != "" && d.Event.Copying {
 			if err := w.environments.CopyFirst(ctx, d, e.FileNames()); err != nil {
 				return err
 			}

@@ -122,12 +122,17 @@ func (s *Store) Renew(ctx context.Context, held []Holding, lease time.Duration) 
 		if err != nil {
 			return err
 		}
-		var ids []int64
-		err = tx.SelectContext(ctx, &ids, s.db.SQL(`
+		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {lanes} AS l SET leased_until = {now} + ?, read_from = v.read_from
 			FROM {rows v(lane_id bigint, lease_token bigint, read_from bigint)}
-			WHERE l.lane_id = v.lane_id AND l.lease_token = v.lease_token AND l.leased_by IS NOT NULL
-			RETURNING l.lane_id`), lease.Microseconds(), encoded)
+			WHERE l.lane_id = v.lane_id AND l.lease_token = v.lease_token AND l.leased_by IS NOT NULL`),
+			lease.Microseconds(), encoded); err != nil {
+			return err
+		}
+		var ids []int64
+		err = tx.SelectContext(ctx, &ids, s.db.SQL(`
+			SELECT l.lane_id FROM {lanes} l JOIN {rows v(lane_id bigint, lease_token bigint)}
+			ON l.lane_id = v.lane_id AND l.lease_token = v.lease_token WHERE l.leased_by IS NOT NULL`), encoded)
 		for _, id := range ids {
 			kept[id] = true
 		}

@@ -66,6 +66,9 @@ type Event struct {
 	DeniedAt      *int64  `db:"denied_at"`
 	DeniedCount   int     `db:"denied_count"`
 	LapseCount    int     `db:"lapse_count"`
+	// Copying tells that a copy from or into the event's environment isn't
+	// ended: one that the event must see was there when it was read.
+	Copying bool `db:"copying"`
 }
 
 // Media is the ID of the event's media, empty for an environment's event.

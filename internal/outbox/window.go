@@ -62,12 +62,14 @@ func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) 
 // windowOf is the query for one lane's next events.
 func windowOf(lane, after, most string) string {
 	below := `sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ` + lane + `), 9223372036854775807)`
+	const copying = `(EXISTS (SELECT 1 FROM {copies} WHERE source_lane = lane_id AND state <> 'ended')
+		OR EXISTS (SELECT 1 FROM {copies} WHERE target_lane = lane_id AND state <> 'ended')) AS copying`
 	return `
-		SELECT * FROM (SELECT ` + eventColumns + ` FROM {outbox}
+		SELECT * FROM (SELECT ` + eventColumns + `, ` + copying + ` FROM {outbox}
 			WHERE lane_id = ` + lane + ` AND sequence > ` + after + ` AND state IN ('available', 'running') AND NOT parked
 			AND ` + below + ` ORDER BY sequence LIMIT ` + most + `) AS fresh
 		UNION ALL
-		SELECT * FROM (SELECT ` + eventColumns + ` FROM {outbox}
+		SELECT * FROM (SELECT ` + eventColumns + `, ` + copying + ` FROM {outbox}
 			WHERE lane_id = ` + lane + ` AND sequence <= ` + after + ` AND requeued
 			AND state IN ('available', 'running') AND NOT parked
 			AND ` + below + ` ORDER BY sequence LIMIT ` + most + `) AS requeued`

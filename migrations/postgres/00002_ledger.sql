@@ -69,6 +69,8 @@ CREATE TABLE {schema}.copies (
     created_at             bigint NOT NULL
 );
 CREATE INDEX copies_source ON {schema}.copies (source_lane, sequence);
+CREATE INDEX copies_open_source ON {schema}.copies (source_lane) WHERE state <> 'ended';
+CREATE INDEX copies_open_target ON {schema}.copies (target_lane) WHERE state <> 'ended';
 CREATE INDEX copies_target ON {schema}.copies (target_lane, sequence);
 CREATE INDEX copies_unfinished ON {schema}.copies (state, sequence) WHERE state <> 'ended';
 

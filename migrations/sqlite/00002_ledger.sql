@@ -69,6 +69,8 @@ CREATE TABLE copies (
     created_at             INTEGER NOT NULL
 );
 CREATE INDEX copies_source ON copies (source_lane, sequence);
+CREATE INDEX copies_open_source ON copies (source_lane) WHERE state <> 'ended';
+CREATE INDEX copies_open_target ON copies (target_lane) WHERE state <> 'ended';
 CREATE INDEX copies_target ON copies (target_lane, sequence);
 CREATE INDEX copies_unfinished ON copies (state, sequence) WHERE state <> 'ended';
 
