@@ -210,3 +210,19 @@ func (s *Store) PruneTombstones(ctx context.Context, retention time.Duration, li
 	}
 	return result.RowsAffected()
 }
+
+// Media reads the row of a media by its environment; nil if there is none.
+func (s *Store) Media(ctx context.Context, serviceID, environmentID, mediaID string) (*Object, error) {
+	var found []Object
+	err := s.db.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT m.lane_id, m.media_id, m.version, m.sequence, m.bucket, m.object_key, m.content_type, m.size, m.etag
+		FROM {media_objects} m JOIN {lanes} l ON l.lane_id = m.lane_id
+		WHERE l.service_id = ? AND l.environment_id = ? AND m.media_id = ?`), serviceID, environmentID, mediaID)
+	if err != nil {
+		return nil, fmt.Errorf("read the ledger: %w", err)
+	}
+	if len(found) == 0 {
+		return nil, nil
+	}
+	return &found[0], nil
+}

@@ -1,0 +1,127 @@
+package environment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// ErrNotFound says that the environment was never made from another, or is gone.
+var ErrNotFound = errors.New("no such environment")
+
+// Listed is an environment's copy as operators see it. Its JSON is a contract
+// (design section 9).
+type Listed struct {
+	ServiceID           string `db:"service_id" json:"service_id"`
+	EnvironmentID       string `db:"environment_id" json:"environment_id"`
+	SourceEnvironmentID string `db:"source_environment_id" json:"source_environment_id"`
+	Directory           string `db:"directory" json:"directory"`
+	// State is running, complete, incomplete or deleting.
+	State  string `db:"state" json:"state"`
+	Total  int64  `db:"total" json:"total"`
+	Done   int64  `db:"done" json:"done"`
+	Failed int64  `db:"failed" json:"failed"`
+}
+
+// Failure is a media that could not be copied.
+type Failure struct {
+	MediaID   string `db:"media_id" json:"media_id"`
+	ErrorCode string `db:"error_code" json:"error_code"`
+	Error     string `db:"error" json:"error"`
+}
+
+// Shown is an environment with what went wrong in its copy.
+type Shown struct {
+	Listed
+	Failures []Failure `json:"failures"`
+}
+
+// listQuery has, for each environment, the last copy that was made into it.
+const listQuery = `
+	SELECT service_id, environment_id, source_environment_id, directory, total, done, failed,
+		CASE WHEN deleting THEN 'deleting' WHEN copy_state <> 'ended' THEN 'running'
+			WHEN failed > 0 THEN 'incomplete' ELSE 'complete' END AS state
+	FROM (SELECT t.lane_id, t.service_id, t.environment_id, s.environment_id AS source_environment_id,
+			coalesce(i.directory, '') AS directory, c.state AS copy_state,
+			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state <> 'cancelled') AS total,
+			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state = 'done') AS done,
+			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state = 'failed') AS failed,
+			EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = c.target_lane AND e.media_id IS NULL
+				AND e.type = 'EnvironmentDeleted' AND e.sequence > c.sequence
+				AND e.state IN ('available', 'running', 'retryable')) AS deleting
+		FROM {copies} c JOIN {lanes} t ON t.lane_id = c.target_lane JOIN {lanes} s ON s.lane_id = c.source_lane
+		LEFT JOIN {integrations} i ON i.lane_id = c.target_lane
+		WHERE c.sequence = (SELECT max(sequence) FROM {copies} m WHERE m.target_lane = c.target_lane)) AS listed`
+
+// List returns the environments that were made from others, at most limit of
+// them; 0 means all.
+func (s *Store) List(ctx context.Context, limit int) ([]Listed, error) {
+	query, args := listQuery+` ORDER BY lane_id`, []any{}
+	if limit > 0 {
+		query, args = query+` LIMIT ?`, append(args, limit)
+	}
+	listed := []Listed{}
+	return listed, wrap("list environments", s.db.SelectContext(ctx, &listed, s.db.SQL(query), args...))
+}
+
+// Show returns one environment, or ErrNotFound.
+func (s *Store) Show(ctx context.Context, serviceID, environmentID string) (Shown, error) {
+	var listed []Listed
+	if err := s.db.SelectContext(ctx, &listed, s.db.SQL(listQuery+` WHERE service_id = ? AND environment_id = ?`),
+		serviceID, environmentID); err != nil {
+		return Shown{}, wrap("show an environment", err)
+	}
+	if len(listed) == 0 {
+		return Shown{}, fmt.Errorf("%w: environment %q of service %q", ErrNotFound, environmentID, serviceID)
+	}
+	shown := Shown{Listed: listed[0], Failures: []Failure{}}
+	err := s.db.SelectContext(ctx, &shown.Failures, s.db.SQL(`
+		SELECT x.media_id, coalesce(x.error_code, '') AS error_code, coalesce(x.error, '') AS error
+		FROM {copy_items} x JOIN {copies} c ON c.sequence = x.copy_sequence JOIN {lanes} t ON t.lane_id = c.target_lane
+		WHERE t.service_id = ? AND t.environment_id = ? AND x.state = 'failed'
+		AND c.sequence = (SELECT max(sequence) FROM {copies} m WHERE m.target_lane = c.target_lane)
+		ORDER BY x.media_id`), serviceID, environmentID)
+	return shown, wrap("show an environment's failures", err)
+}
+
+// RetryFailed owes an environment's failed media again. It returns how many.
+func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor, reason string) (int64, error) {
+	shown, err := s.Show(ctx, serviceID, environmentID)
+	if err != nil {
+		return 0, err
+	}
+	if shown.State == "deleting" {
+		return 0, fmt.Errorf("environment %q of service %q is being deleted: nothing is copied to it any more",
+			environmentID, serviceID)
+	}
+	var changed int64
+	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		var copies []int64
+		if err := tx.SelectContext(ctx, &copies, s.db.SQL(`
+			SELECT max(c.sequence) FROM {copies} c JOIN {lanes} t ON t.lane_id = c.target_lane
+			WHERE t.service_id = ? AND t.environment_id = ? HAVING max(c.sequence) IS NOT NULL`),
+			serviceID, environmentID); err != nil || len(copies) == 0 {
+			return err
+		}
+		result, err := tx.ExecContext(ctx, s.db.SQL(`
+			UPDATE {copy_items} SET state = 'owed', failure_count = 0, first_failed_at = NULL, next_attempt_at = 0
+			WHERE copy_sequence = ? AND state = 'failed'`), copies[0])
+		if err != nil {
+			return err
+		}
+		if changed, err = result.RowsAffected(); err != nil || changed == 0 {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, s.db.SQL(`
+			UPDATE {copies} SET state = 'active' WHERE sequence = ? AND state = 'ended'`), copies[0]); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, s.db.SQL(`
+			INSERT INTO {audit} (at, actor, action, target, reason, changed) VALUES ({now}, ?, ?, ?, ?, ?)`),
+			actor, "environments retry-failed", serviceID+" "+environmentID, reason, changed)
+		return err
+	})
+	return changed, wrap("retry an environment's failed media", err)
+}
