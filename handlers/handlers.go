@@ -86,9 +86,9 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 		result.Outcome = outcome
 		return nil, result, err
 	}
-	key, err := bucket.Key(found.Prefix, found.Directory, fileName)
-	if err != nil {
-		return nil, result, err
+	key, unusable := bucket.Key(found.Prefix, found.Directory, fileName)
+	if unusable != nil && writes {
+		return nil, result, unusable
 	}
 	j := &job{Handlers: h, delivery: d, settings: found.Settings, mediaID: mediaID, version: version, key: key, result: result}
 	if writes {
@@ -100,6 +100,9 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 	if j.view.Object.Newer(version, d.Event.Sequence) {
 		result.Outcome = outbox.Superseded
 		return nil, result, nil
+	}
+	if unusable != nil && !j.view.Object.Live() {
+		return nil, result, unusable
 	}
 	if j.bucket, err = h.Buckets.Bucket(found.Account()); err != nil {
 		return nil, result, err
@@ -161,12 +164,23 @@ func (j *job) ours(object bucket.Object) bool {
 			versions = append(versions, write.Version)
 		}
 	}
-	return slices.ContainsFunc(versions, func(v int64) bool { return object.HasStamp(j.Buckets.Brand(), j.stamp(v)) })
+	return slices.ContainsFunc(versions, func(v int64) bool { return j.stamped(object, v) })
 }
 
-// written tells whether an object was written for this very event.
+// written tells whether an object was written for this very event. Where
+// another event of the same second may have written at the key, nobody can
+// tell: the metadata's version has no more than seconds.
 func (j *job) written(object bucket.Object) bool {
-	return object.HasStamp(j.Buckets.Brand(), j.stamp(j.version))
+	if !j.stamped(object, j.version) {
+		return false
+	}
+	return !slices.ContainsFunc(j.view.PossibleWrites, func(w ledger.PossibleWrite) bool {
+		return w.Key == object.Key && w.Version != j.version && j.stamped(object, w.Version)
+	})
+}
+
+func (j *job) stamped(object bucket.Object, version int64) bool {
+	return object.HasStamp(j.Buckets.Brand(), j.stamp(version))
 }
 
 func (j *job) stamp(version int64) bucket.Stamp {
@@ -240,12 +254,12 @@ func (j *job) settleWrites(ctx context.Context, inUse ...string) error {
 }
 
 // stored records the object that the event leaves at its key.
-func (j *job) stored(etag, contentType string, size int64) {
+func (j *job) stored(object bucket.Object) {
 	j.result.Outcome = outbox.Done
 	j.result.Effects.Put = &ledger.Object{
 		LaneID: j.delivery.Event.LaneID, MediaID: j.mediaID,
-		Version: j.version, Sequence: j.delivery.Event.Sequence,
-		Bucket: &j.settings.Bucket, Key: &j.key, ContentType: contentType, Size: size, ETag: etag,
+		Version: j.version, Sequence: j.delivery.Event.Sequence, Bucket: &j.settings.Bucket, Key: &j.key,
+		ContentType: object.ContentType, Size: object.Size, ETag: object.ETag,
 	}
 }
 

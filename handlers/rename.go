@@ -27,20 +27,19 @@ func (h *Handlers) Rename(ctx context.Context, d *outbox.Delivery, e events.Medi
 	if err := j.claimKey(ctx); err != nil {
 		return result, err
 	}
-	old := j.view.Object
 	target, source, err := j.copy(ctx)
 	if err != nil {
 		return result, err
 	}
-	if *old.Key != j.key {
-		if err := j.deleteOurs(ctx, *old.Key, source); err != nil {
+	if source.Key != j.key {
+		if err := j.deleteOurs(ctx, source.Key, source.ETag); err != nil {
 			return result, err
 		}
 	}
 	if err := j.settleWrites(ctx, j.key); err != nil {
 		return result, err
 	}
-	j.stored(target, old.ContentType, old.Size)
+	j.stored(target)
 	return result, nil
 }
 
@@ -48,8 +47,11 @@ func (h *Handlers) Rename(ctx context.Context, d *outbox.Delivery, e events.Medi
 // replayed; one that we never had is none of ours.
 func (j *job) renameNothing(ctx context.Context) (string, error) {
 	dead, err := j.Outbox.DeadBefore(ctx, j.delivery.Event.LaneID, j.mediaID, j.delivery.Event.Sequence)
-	if err != nil || !dead {
-		return outbox.Skipped, err
+	if err != nil {
+		return "", err
+	}
+	if !dead {
+		return outbox.Skipped, j.settleWrites(ctx)
 	}
 	return "", failure.New(failure.Permanent, failure.PredecessorDead,
 		"media %q of service %s can't be renamed: an earlier event of it is dead; retry that one first, then this",
@@ -57,82 +59,81 @@ func (j *job) renameNothing(ctx context.Context) (string, error) {
 }
 
 // copy brings the object to its new key, or finds that an earlier attempt did.
-// It returns the ETags of the copy and of what was copied.
-func (j *job) copy(ctx context.Context) (target, source string, err error) {
-	condition := bucket.Condition{IfNoneMatch: true}
+// It returns the copy, and what stands, or stood, at the old key.
+func (j *job) copy(ctx context.Context) (target, source bucket.Object, err error) {
 	old := j.view.Object
-	source = old.ETag
-	if *old.Key == j.key {
-		condition = bucket.Condition{IfMatch: source}
+	source = bucket.Object{Key: *old.Key, ETag: old.ETag, Size: old.Size, ContentType: old.ContentType}
+	condition := bucket.Condition{IfNoneMatch: true}
+	if source.Key == j.key {
+		condition = bucket.Condition{IfMatch: source.ETag}
 	}
 	for range conflictRounds {
 		j.result.Wrote = true
-		target, err = j.bucket.Copy(ctx, bucket.CopyInput{
-			SourceKey: *old.Key, SourceETag: source, Key: j.key,
-			ContentType: old.ContentType, Stamp: j.stamp(j.version), Condition: condition,
+		etag, err := j.bucket.Copy(ctx, bucket.CopyInput{
+			SourceKey: source.Key, SourceETag: source.ETag, Key: j.key,
+			ContentType: source.ContentType, Stamp: j.stamp(j.version), Condition: condition,
 		})
+		found := false
 		switch {
 		case err == nil:
-			return target, source, nil
-		case errors.Is(err, bucket.ErrSourceNotFound), errors.Is(err, bucket.ErrSourceChanged):
-			source, err = j.sourceNow(ctx, err)
-			if source == "" || err != nil {
-				target, err = j.finished(ctx, err)
-				return target, old.ETag, err
+			return bucket.Object{Key: j.key, ETag: etag, Size: source.Size, ContentType: source.ContentType}, source, nil
+		case errors.Is(err, bucket.ErrSourceNotFound):
+			target, err = j.finished(ctx)
+			return target, source, err
+		case errors.Is(err, bucket.ErrSourceChanged):
+			if found, err = j.sourceNow(ctx, &source); err == nil && !found {
+				target, err = j.finished(ctx)
+				return target, source, err
 			}
-			if *old.Key == j.key {
-				condition = bucket.Condition{IfMatch: source}
+			if source.Key == j.key {
+				condition = bucket.Condition{IfMatch: source.ETag}
 			}
 		case errors.Is(err, bucket.ErrConditionFailed), errors.Is(err, bucket.ErrNotFound):
-			object, found, err := j.targetNow(ctx, &condition)
-			if found || err != nil {
-				return object.ETag, source, err
+			if target, found, err = j.targetNow(ctx, source, &condition); err == nil && found {
+				return target, source, nil
 			}
-		default:
-			return "", "", err
+		}
+		if err != nil {
+			return bucket.Object{}, source, err
 		}
 	}
-	return "", "", j.contended(j.key)
+	return bucket.Object{}, source, j.contended(j.key)
 }
 
 // sourceNow looks at what stands at the old key where it isn't what the ledger
-// says. Only what is ours is copied on: empty means that nothing of ours is there.
-func (j *job) sourceNow(ctx context.Context, missing error) (string, error) {
-	if errors.Is(missing, bucket.ErrSourceNotFound) {
-		return "", nil
-	}
-	object, err := j.bucket.Head(ctx, *j.view.Object.Key, false)
+// says. Only what is ours is copied on: what a re-upload wrote that is dead.
+func (j *job) sourceNow(ctx context.Context, source *bucket.Object) (found bool, err error) {
+	object, err := j.bucket.Head(ctx, source.Key, false)
 	switch {
 	case errors.Is(err, bucket.ErrNotFound):
-		return "", nil
+		return false, nil
 	case err != nil:
-		return "", err
+		return false, err
 	case !j.ours(object):
-		return "", nil
+		return false, nil
 	}
-	return object.ETag, nil
+	*source = object
+	return true, nil
 }
 
 // finished ends a rename whose source is gone: an earlier attempt did it all,
 // or the object is missing.
-func (j *job) finished(ctx context.Context, err error) (string, error) {
-	if err != nil {
-		return "", err
-	}
+func (j *job) finished(ctx context.Context) (bucket.Object, error) {
+	old := *j.view.Object.Key
 	object, err := j.bucket.Head(ctx, j.key, false)
-	if err == nil && j.written(object) && *j.view.Object.Key != j.key {
-		return object.ETag, nil
+	if err == nil && j.written(object) && old != j.key {
+		return object, nil
 	}
 	if err != nil && !errors.Is(err, bucket.ErrNotFound) {
-		return "", err
+		return bucket.Object{}, err
 	}
-	return "", failure.New(failure.Permanent, failure.ObjectMissing,
+	return bucket.Object{}, failure.New(failure.Permanent, failure.ObjectMissing,
 		"media %q of service %s can't be renamed: our object at %q in bucket %s is gone or was replaced by somebody; "+
-			"upload the media again", j.mediaID, j.delivery.Event.ServiceID, *j.view.Object.Key, j.settings.Bucket)
+			"upload the media again", j.mediaID, j.delivery.Event.ServiceID, old, j.settings.Bucket)
 }
 
 // targetNow decides anew by what is at the new key.
-func (j *job) targetNow(ctx context.Context, condition *bucket.Condition) (bucket.Object, bool, error) {
+func (j *job) targetNow(ctx context.Context, source bucket.Object, condition *bucket.Condition) (bucket.Object, bool, error) {
 	object, err := j.bucket.Head(ctx, j.key, false)
 	switch {
 	case errors.Is(err, bucket.ErrNotFound):
@@ -142,7 +143,7 @@ func (j *job) targetNow(ctx context.Context, condition *bucket.Condition) (bucke
 		return object, false, err
 	case !j.ours(object):
 		return object, false, j.keyTaken(j.key)
-	case j.written(object) && *j.view.Object.Key != j.key && object.Size == j.view.Object.Size:
+	case j.written(object) && source.Key != j.key && object.Size == source.Size:
 		return object, true, nil
 	}
 	*condition = bucket.Condition{IfMatch: object.ETag}

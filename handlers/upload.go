@@ -36,7 +36,8 @@ func (h *Handlers) Upload(ctx context.Context, d *outbox.Delivery, e events.Medi
 	if err := j.settleWrites(ctx, j.key); err != nil {
 		return result, err
 	}
-	j.stored(stored.ETag, e.ContentType, stored.Size)
+	stored.ContentType = e.ContentType
+	j.stored(stored)
 	return result, nil
 }
 
@@ -103,23 +104,15 @@ func (j *job) look(ctx context.Context, e events.MediaUploaded, condition *bucke
 // complete tells whether an object is what this event would write, so that its
 // bytes needn't be sent again, even if the source is gone meanwhile.
 func (j *job) complete(e events.MediaUploaded, object bucket.Object) bool {
-	if !j.written(object) || j.view.Object.HoldsKey(j.key) && object.ETag == j.view.Object.ETag {
+	switch {
+	case !j.stamped(object, j.version), j.view.Object.HoldsKey(j.key) && object.ETag == j.view.Object.ETag:
 		return false
-	}
-	if e.Size != nil && *e.Size != object.Size {
+	case e.Size != nil && *e.Size != object.Size:
 		return false
-	}
-	if e.ChecksumSHA256 != "" {
+	case e.ChecksumSHA256 != "":
 		return e.ChecksumSHA256 == object.SHA256
 	}
-	// The metadata's version has seconds: without a checksum, another event of
-	// the same second could have written the object.
-	for _, write := range j.view.PossibleWrites {
-		if write.Key == j.key && write.Version != j.version && object.HasStamp(j.Buckets.Brand(), j.stamp(write.Version)) {
-			return false
-		}
-	}
-	return true
+	return j.written(object)
 }
 
 func (j *job) send(ctx context.Context, e events.MediaUploaded, condition bucket.Condition) (bucket.Object, error) {

@@ -1,56 +1,52 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
-
-	"github.com/jedib0t/go-pretty/v6/table"
 )
 
+// devCommand hands over to a binary of its own, so that the stand-in for AWS
+// is in no production program.
 type devCommand struct {
-	Once bool   `help:"Exit when everything was shown: with 0 if all is as it should be."`
-	Dir  string `help:"Keep the database and the files here (default: a temporary directory)." placeholder:"DIR"`
+	Once bool   `help:"End when everything was shown: with 0 if all is as it should be, with 1 if not."`
+	Dir  string `placeholder:"DIRECTORY" help:"Keep the database and the files here. Default: a temporary directory."`
 }
 
-// Help says what it is.
+const devProgram = "ownbucket-dev"
+
 func (devCommand) Help() string {
 	return `Starts stand-ins for S3, STS and CloudFront on loopback, publishes a sample of all five events with real files, and
-shows what happened in the bucket. It runs until Ctrl-C, or with --once ends by itself. The stand-ins are in a binary of
-their own, ownbucket-dev, beside this one.`
+shows what happened in the bucket. Then it goes on until Ctrl-C, unless --once was said.
+
+Examples:
+  ownbucket dev
+  ownbucket dev --once`
 }
 
-// Run hands over to the binary that carries the stand-ins: the production
-// binary doesn't.
-func (c *devCommand) Run(_ context.Context, e *environment) error {
+func (c devCommand) Run() error {
 	self, err := os.Executable()
+	if err == nil {
+		self, err = filepath.EvalSymlinks(self)
+	}
 	if err != nil {
-		return fmt.Errorf("find ownbucket-dev: %w", err)
+		return fmt.Errorf("look for %s: %w", devProgram, err)
 	}
-	path := filepath.Join(filepath.Dir(self), "ownbucket-dev")
-	if _, err := os.Stat(path); err != nil {
-		if path, err = exec.LookPath("ownbucket-dev"); err != nil {
-			return errors.New("ownbucket-dev isn't beside this program: build it with `make build` or `go build ./cmd/ownbucket-dev`")
-		}
+	program := filepath.Join(filepath.Dir(self), devProgram)
+	if _, err := os.Stat(program); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is not there: the demonstration is a program of its own, which `make build` builds "+
+			"beside this one", program)
 	}
-	args := []string{"ownbucket-dev"}
+	args := []string{devProgram}
 	if c.Once {
 		args = append(args, "--once")
 	}
 	if c.Dir != "" {
-		args = append(args, "--dir", c.Dir)
+		args = append(args, "--dir="+c.Dir)
 	}
-	return fmt.Errorf("start %s: %w", path, syscall.Exec(path, args, os.Environ()))
-}
-
-type versionCommand struct{}
-
-func (versionCommand) Run(e *environment) error {
-	return e.print(map[string]string{"version": version()}, func(t table.Writer) {
-		t.AppendRow(table.Row{"ownbucket " + version()})
-	})
+	// Exec returns only if it failed.
+	return fmt.Errorf("start %s: %w", program, syscall.Exec(program, args, os.Environ()))
 }

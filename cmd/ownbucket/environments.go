@@ -2,95 +2,93 @@ package main
 
 import (
 	"context"
-	"errors"
-
-	"github.com/jedib0t/go-pretty/v6/table"
+	"fmt"
+	"strconv"
 
 	"github.com/ownbucket/ownbucket/internal/database"
-	envs "github.com/ownbucket/ownbucket/internal/environment"
-	"github.com/ownbucket/ownbucket/internal/integration"
-	"github.com/ownbucket/ownbucket/internal/ledger"
-	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/environment"
 )
 
-type environmentCommands struct {
-	List        environmentsList        `cmd:"" help:"List environments that were made from others, and how far their copies are."`
-	Show        environmentsShow        `cmd:"" help:"Show one environment, with the media that could not be copied."`
-	RetryFailed environmentsRetryFailed `cmd:"" help:"Copy an environment's failed media again."`
+type environmentsCommand struct {
+	List        environmentsList        `cmd:"" help:"List copies of environments with their progress."`
+	Show        environmentsShow        `cmd:"" help:"One environment's copy, and what failed in it."`
+	RetryFailed environmentsRetryFailed `cmd:"" help:"Copy again what failed."`
 }
 
-// recorder is what the outbox records through when an operator acts. It calls
-// no bucket.
-func recorder(db *database.DB) outbox.Recorder { return copies(db) }
-
-func copies(db *database.DB) *envs.Store {
-	return envs.New(db, ledger.New(db), integration.New(db), nil, envs.Options{})
+// environmentFlags name one environment, or production.
+type environmentFlags struct {
+	Service     string `required:"" placeholder:"ID" help:"The service's ID."`
+	Environment string `placeholder:"ID" help:"The environment's ID; production without it."`
 }
 
-func (e *environment) copies(ctx context.Context, use func(*envs.Store) error) (err error) {
-	db, err := e.database(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return use(copies(db))
+type environmentsList struct{ limited }
+
+func (environmentsList) Help() string {
+	return `States: running (media are still owed), complete, incomplete (some failed; see show), deleting.
+
+Example:
+  ownbucket environments list --output json`
 }
 
-type environmentsList struct{ listing }
-
-func (c *environmentsList) Run(ctx context.Context, e *environment) error {
-	return e.copies(ctx, func(store *envs.Store) error {
-		listed, err := store.List(ctx, c.Limit)
+func (c environmentsList) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		listed, err := environments(db).List(ctx, c.Limit)
 		if err != nil {
 			return err
 		}
-		return e.print(listed, func(t table.Writer) {
-			t.AppendHeader(table.Row{"SERVICE", "ENV", "MADE FROM", "DIRECTORY", "STATE", "TOTAL", "DONE", "FAILED"})
-			for _, l := range listed {
-				t.AppendRow(table.Row{l.ServiceID, l.EnvironmentID, l.SourceEnvironmentID, l.Directory, l.State,
-					l.Total, l.Done, l.Failed})
-			}
+		a.noteCut(len(listed), c.limited)
+		header := columns{"service", "environment", "from", "directory", "state", "total", "done", "failed"}
+		return printList(a, listed, header, func(e environment.Listed) []string {
+			return []string{e.ServiceID, e.EnvironmentID, place(e.SourceEnvironmentID), e.Directory, e.State,
+				strconv.FormatInt(e.Total, 10), strconv.FormatInt(e.Done, 10), strconv.FormatInt(e.Failed, 10)}
 		})
 	})
 }
 
-// madeEnvironment names an environment other than production.
-type madeEnvironment struct {
-	Service     string `help:"Service ID." required:""`
-	Environment string `help:"Environment ID." required:""`
+type environmentsShow struct{ environmentFlags }
+
+func (environmentsShow) Help() string {
+	return `Example:
+  ownbucket environments show --service S1 --environment staging`
 }
 
-type environmentsShow struct{ madeEnvironment }
-
-func (c *environmentsShow) Run(ctx context.Context, e *environment) error {
-	return e.copies(ctx, func(store *envs.Store) error {
-		shown, err := store.Show(ctx, c.Service, c.Environment)
+func (c environmentsShow) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		e, err := environments(db).Show(ctx, c.Service, c.Environment)
 		if err != nil {
 			return err
 		}
-		return e.print(shown, func(t table.Writer) {
-			fields(t, "service", shown.ServiceID, "environment", shown.EnvironmentID, "made from", shown.SourceEnvironmentID,
-				"directory", shown.Directory, "state", shown.State, "total", shown.Total, "done", shown.Done,
-				"failed", shown.Failed)
-			for _, f := range shown.Failures {
-				t.AppendRow(table.Row{"media " + f.MediaID, f.ErrorCode + ": " + f.Error})
-			}
+		if err := printOne(a, e, field{"service", e.ServiceID}, field{"environment", e.EnvironmentID},
+			field{"copied from", place(e.SourceEnvironmentID)}, field{"directory", e.Directory}, field{"state", e.State},
+			field{"done", fmt.Sprintf("%d of %d", e.Done, e.Total)}, field{"failed", strconv.FormatInt(e.Failed, 10)},
+		); err != nil || a.Output == "json" || len(e.Failures) == 0 {
+			return err
+		}
+		fmt.Fprintln(a.stdout)
+		return printList(a, e.Failures, columns{"media", "error code", "error"}, func(f environment.Failure) []string {
+			return []string{f.MediaID, f.ErrorCode, f.Error}
 		})
 	})
 }
 
 type environmentsRetryFailed struct {
-	madeEnvironment
-	Reason string `help:"Why, for the audit." required:""`
+	environmentFlags
+	Reason string `placeholder:"TEXT" help:"Why, for the audit."`
 }
 
-func (c *environmentsRetryFailed) Run(ctx context.Context, e *environment) error {
-	return e.copies(ctx, func(store *envs.Store) error {
-		changed, err := store.RetryFailed(ctx, c.Service, c.Environment, e.actor(), c.Reason)
+func (environmentsRetryFailed) Help() string {
+	return `Owes the failed media again, with all their attempts before them. What caused the failure must be mended first.
+
+Example:
+  ownbucket environments retry-failed --service S1 --environment staging --reason "the role may read again"`
+}
+
+func (c environmentsRetryFailed) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		changed, err := environments(db).RetryFailed(ctx, c.Service, c.Environment, a.actor(), c.Reason)
 		if err != nil {
 			return err
 		}
-		counts := outbox.Counts{Matched: changed, Changed: changed}
-		return e.print(counts, func(t table.Writer) { fields(t, "changed", changed) })
+		return a.printCounts(counts{Matched: changed, Changed: changed})
 	})
 }

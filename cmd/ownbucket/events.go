@@ -5,205 +5,239 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
-	"github.com/jedib0t/go-pretty/v6/table"
 
+	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
-type eventsCommands struct {
+type eventsCommand struct {
 	List    eventsList    `cmd:"" help:"List events in publish order."`
-	Show    eventsShow    `cmd:"" help:"Show one event with its payload and attempts."`
-	Retry   eventsRetry   `cmd:"" help:"Run dead events, and those that wait for a retry, again now."`
-	Discard eventsDiscard `cmd:"" help:"End events for good without running them."`
+	Show    eventsShow    `cmd:"" help:"One event with its payload and every attempt."`
+	Retry   eventsRetry   `cmd:"" help:"Run dead or waiting events again."`
+	Discard eventsDiscard `cmd:"" help:"End events without running them."`
 }
 
-// eventFilter selects events: those that match all that is given.
+const states = "available,running,retryable,held,completed,dead,discarded"
+
+// eventFilter are the filters that list, retry and discard share.
 type eventFilter struct {
-	EventIDs    []string `arg:"" optional:"" name:"event-id" help:"Event IDs."`
-	State       []string `help:"available, running, retryable, held, completed, dead or discarded." enum:"available,running,retryable,held,completed,dead,discarded"`
-	Type        string   `help:"MediaUploaded, MediaRenamed, MediaDeleted, EnvironmentCreated or EnvironmentDeleted."`
-	Service     string   `help:"Service ID."`
-	Environment *string  `help:"Environment ID; an empty one is production."`
-	Media       string   `help:"Media ID."`
-	ErrorClass  string   `help:"transient, integration, permanent or interrupted."`
-	ErrorCode   string   `help:"As in key_taken or source_gone."`
+	EventIDs    []string `arg:"" optional:"" name:"event-id" help:"These events alone."`
+	State       []string `group:"filter" placeholder:"STATE" help:"One or several of ${states}."`
+	Type        string   `group:"filter" placeholder:"TYPE" help:"MediaUploaded, MediaRenamed, …"`
+	Service     string   `group:"filter" placeholder:"ID" help:"Events of that service."`
+	Environment *string  `group:"filter" placeholder:"ID" help:"Events of that environment; \"\" is production."`
+	Media       string   `group:"filter" placeholder:"ID" help:"Events of that media."`
+	ErrorClass  string   `group:"filter" placeholder:"CLASS" help:"transient, integration, permanent or interrupted."`
+	ErrorCode   string   `group:"filter" placeholder:"CODE" help:"key_taken, source_gone, …"`
 }
 
-func (f *eventFilter) filter() (outbox.Filter, error) {
-	for _, id := range f.EventIDs {
-		if _, err := uuid.Parse(id); err != nil {
-			return outbox.Filter{}, misused("%q is no event ID: use a UUID", id)
+// Validate is called by the parser.
+func (f eventFilter) Validate() error {
+	known := strings.Split(states, ",")
+	for _, state := range f.State {
+		if !slices.Contains(known, state) {
+			return fmt.Errorf("--state %q is none of %s", state, states)
 		}
 	}
-	return outbox.Filter{EventIDs: f.EventIDs, States: f.State, Type: f.Type, ServiceID: f.Service,
-		EnvironmentID: f.Environment, MediaID: f.Media, ErrorClass: f.ErrorClass, ErrorCode: f.ErrorCode}, nil
+	for _, id := range f.EventIDs {
+		if uuid.Validate(id) != nil {
+			return fmt.Errorf("%q is no event ID: use a UUID", id)
+		}
+	}
+	return nil
 }
 
-// outbox opens the outbox for an operator.
-func (e *environment) outbox(ctx context.Context, use func(*outbox.Store) error) (err error) {
-	db, err := e.database(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return use(outbox.New(db, recorder(db)))
+func (f eventFilter) filter() outbox.Filter {
+	return outbox.Filter{EventIDs: f.EventIDs, States: f.State, Type: f.Type, ServiceID: f.Service,
+		EnvironmentID: f.Environment, MediaID: f.Media, ErrorClass: f.ErrorClass, ErrorCode: f.ErrorCode}
 }
 
 type eventsList struct {
 	eventFilter
-	listing
+	limited
 }
 
-// Help teaches by example.
+// Validate is called by the parser. It calls what it embeds, since methods of
+// one name aren't promoted.
+func (c eventsList) Validate() error {
+	return errors.Join(c.eventFilter.Validate(), c.limited.Validate())
+}
+
 func (eventsList) Help() string {
-	return `Examples:
-  ownbucket events list --state dead --error-code key_taken
-  ownbucket events list --service S1 --environment "" --output json --limit 0`
+	return `Without a filter, all events are listed, oldest first.
+
+Examples:
+  ownbucket events list --state dead
+  ownbucket events list --service S1 --environment "" --state held,retryable
+  ownbucket events list --error-code key_taken --output json --limit 0`
 }
 
-func (c *eventsList) Run(ctx context.Context, e *environment) error {
-	filter, err := c.filter()
-	if err != nil {
-		return err
-	}
-	return e.outbox(ctx, func(store *outbox.Store) error {
-		listed, err := store.List(ctx, filter, c.Limit)
+func (c eventsList) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		listed, err := openOutbox(db).List(ctx, c.filter(), c.Limit)
 		if err != nil {
 			return err
 		}
-		return e.print(listed, func(t table.Writer) {
-			t.AppendHeader(table.Row{"SEQ", "EVENT", "TYPE", "SERVICE", "ENV", "MEDIA", "STATE", "ATTEMPTS", "CREATED", "WHY"})
-			for _, l := range listed {
-				t.AppendRow(table.Row{l.Sequence, l.EventID, l.Type, l.ServiceID, l.EnvironmentID, l.MediaID,
-					strings.TrimSpace(l.State + " " + l.Outcome), l.AttemptCount, clock(l.CreatedAt), l.ErrorCode})
-			}
+		a.noteCut(len(listed), c.limited)
+		header := columns{"sequence", "event id", "type", "service", "environment", "media", "state", "attempts", "created", "error"}
+		return printList(a, listed, header, func(e outbox.Listed) []string {
+			return []string{strconv.FormatInt(e.Sequence, 10), e.EventID, e.Type, e.ServiceID, place(e.EnvironmentID),
+				e.MediaID, withOutcome(e), strconv.Itoa(e.AttemptCount), at(e.CreatedAt), shorten(withCode(e), 60)}
 		})
 	})
+}
+
+func withOutcome(e outbox.Listed) string {
+	if e.Outcome == "" {
+		return e.State
+	}
+	return e.State + ": " + e.Outcome
+}
+
+func withCode(e outbox.Listed) string {
+	if e.ErrorCode == "" {
+		return e.Error
+	}
+	return e.ErrorCode + ": " + e.Error
 }
 
 type eventsShow struct {
-	EventID string `arg:"" help:"Event ID."`
+	EventID string `arg:"" help:"The event's ID."`
 }
 
-func (c *eventsShow) Run(ctx context.Context, e *environment) error {
-	return e.outbox(ctx, func(store *outbox.Store) error {
-		shown, err := store.Show(ctx, c.EventID)
+func (eventsShow) Help() string {
+	return `Every attempt is shown: when, on which worker, how long, and what went wrong. The query of a source's URL is
+left out, since the URL may be signed.
+
+Example:
+  ownbucket events show 01890a5d-ac96-774b-bcce-b302099a8057`
+}
+
+func (c eventsShow) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		shown, err := openOutbox(db).Show(ctx, c.EventID)
 		if err != nil {
 			return err
 		}
-		return e.print(shown, func(t table.Writer) {
-			fields(t, "event", shown.EventID, "sequence", shown.Sequence, "type", shown.Type,
-				"service", shown.ServiceID, "environment", shown.EnvironmentID, "media", shown.MediaID,
-				"state", shown.State, "outcome", shown.Outcome, "created", clock(shown.CreatedAt),
-				"next attempt", optionalClock(shown.NextAttemptAt), "finished", optionalClock(shown.FinishedAt),
-				"error class", shown.ErrorClass, "error code", shown.ErrorCode, "error", shown.Error,
-				"data", compact(shown.Data), "metadata", compact(shown.Metadata))
-			for _, a := range shown.Attempts {
-				ended := "done"
-				if a.ErrorCode != "" {
-					ended = a.ErrorCode + ": " + a.Error
-				}
-				t.AppendRow(table.Row{fmt.Sprintf("attempt %d", a.Number),
-					fmt.Sprintf("%s, %.0f ms, %s: %s", clock(a.StartedAt), a.DurationMS, a.Worker, ended)})
-			}
+		if err := printOne(a, shown, eventFields(shown)...); err != nil || a.Output == "json" || len(shown.Attempts) == 0 {
+			return err
+		}
+		fmt.Fprintln(a.stdout)
+		header := columns{"attempt", "started", "took", "worker", "request id", "error"}
+		return printList(a, shown.Attempts, header, func(t outbox.Attempt) []string {
+			took := time.Duration(t.DurationMS * float64(time.Millisecond)).Round(time.Millisecond)
+			return []string{strconv.Itoa(t.Number), at(t.StartedAt), took.String(), t.Worker, t.AWSRequestID,
+				strings.TrimPrefix(t.ErrorCode+": "+t.Error, ": ")}
 		})
 	})
 }
 
-func compact(raw json.RawMessage) string {
-	var value any
-	if json.Unmarshal(raw, &value) != nil {
-		return string(raw)
+func eventFields(e outbox.Shown) []field {
+	return []field{
+		{"sequence", strconv.FormatInt(e.Sequence, 10)}, {"event id", e.EventID}, {"type", e.Type},
+		{"service", e.ServiceID}, {"environment", place(e.EnvironmentID)}, {"media", e.MediaID},
+		{"state", withOutcome(e.Listed)}, {"attempts", strconv.Itoa(e.AttemptCount)},
+		{"error class", e.ErrorClass}, {"error code", e.ErrorCode}, {"error", e.Error},
+		{"created", at(e.CreatedAt)}, {"next attempt", maybeAt(e.NextAttemptAt)}, {"finished", maybeAt(e.FinishedAt)},
+		{"data", compact(e.Data)}, {"metadata", compact(e.Metadata)},
 	}
-	encoded, err := json.Marshal(value)
+}
+
+func compact(raw json.RawMessage) string {
+	encoded, err := json.Marshal(raw)
 	if err != nil {
 		return string(raw)
 	}
 	return string(encoded)
 }
 
-// bulk is what every action on many events takes.
+// bulk is an action on all events that match.
 type bulk struct {
 	eventFilter
-	Reason string `help:"Why, for the audit." required:""`
+
+	Reason string `required:"" placeholder:"TEXT" help:"Why, for the audit."`
 	DryRun bool   `help:"Only count what would change."`
 }
 
-func (b *bulk) act(ctx context.Context, e *environment,
-	action func(*outbox.Store, context.Context, outbox.Filter, outbox.Action) (outbox.Counts, error)) error {
-	filter, err := b.filter()
-	if err != nil {
-		return err
+// Validate is called by the parser.
+func (c bulk) Validate() error {
+	if c.filter().Empty() {
+		return errors.New("name events, or filters that select some: an action on every event is refused")
 	}
-	if filter.Empty() {
-		return misused("an empty filter would match every event: give event IDs or filters")
+	if strings.TrimSpace(c.Reason) == "" {
+		return errors.New("--reason must say why, for the audit")
 	}
-	if strings.TrimSpace(b.Reason) == "" {
-		return misused("--reason must say why")
-	}
-	return e.outbox(ctx, func(store *outbox.Store) error {
-		for _, id := range filter.EventIDs {
-			if _, err := store.Show(ctx, id); err != nil {
-				return err
-			}
-		}
-		counts, err := action(store, ctx, filter, outbox.Action{Actor: e.actor(), Reason: b.Reason, DryRun: b.DryRun})
-		if err != nil {
-			return err
-		}
-		return e.print(counts, func(t table.Writer) {
-			fields(t, "matched", counts.Matched, "changed", counts.Changed, "skipped", counts.Skipped)
-		})
-	})
+	return c.eventFilter.Validate()
 }
 
 type eventsRetry struct{ bulk }
 
-// Help teaches by example.
 func (eventsRetry) Help() string {
-	return `Retries keep publish order. Other states than dead and retryable are skipped.
+	return `Takes dead events and those that wait for a retry; others that match are skipped. They keep their publish
+order and get all their attempts again. A filter is required, so that not everything is replayed by accident.
 
 Examples:
-  ownbucket events retry 0198c5f2-1f5e-7c55-b1f3-0f4a4d6c9a10 --reason "source restored"
-  ownbucket events retry --state dead --error-code no_integration --service S1 --reason "settings made" --dry-run`
+  ownbucket events retry --state dead --service S1 --error-code no_integration --reason "settings are set now" --dry-run
+  ownbucket events retry 01890a5d-ac96-774b-bcce-b302099a8057 --reason "the source is back"`
 }
 
-func (c *eventsRetry) Run(ctx context.Context, e *environment) error {
-	return c.act(ctx, e, (*outbox.Store).Retry)
+func (c eventsRetry) Run(ctx context.Context, a *app) error {
+	return c.act(ctx, a, (*outbox.Store).Retry)
 }
 
 type eventsDiscard struct{ bulk }
 
-// Help teaches by example.
 func (eventsDiscard) Help() string {
-	return `Running, completed and discarded events are skipped. What a discarded event may have written is removed by the
-next event of its media.
+	return `Takes events in every state but running, completed and discarded; others that match are skipped. What a
+discarded event may have written is settled by its media's next event. Discarding an EnvironmentCreated gives up its
+copy. This can't be undone. A filter is required.
 
-Example:
-  ownbucket events discard --state dead --error-code source_gone --reason "the uploads were abandoned"`
+Examples:
+  ownbucket events discard --state dead --error-code invalid_event --reason "published by a test" --dry-run
+  ownbucket events discard 01890a5d-ac96-774b-bcce-b302099a8057 --reason "the customer deleted the file by hand"`
 }
 
-func (c *eventsDiscard) Run(ctx context.Context, e *environment) error {
-	return c.act(ctx, e, (*outbox.Store).Discard)
+func (c eventsDiscard) Run(ctx context.Context, a *app) error {
+	return c.act(ctx, a, (*outbox.Store).Discard)
 }
 
-type statsCommand struct{}
-
-func (statsCommand) Run(ctx context.Context, e *environment) error {
-	return e.outbox(ctx, func(store *outbox.Store) error {
-		stats, err := store.Stats(ctx)
+func (c bulk) act(ctx context.Context, a *app,
+	do func(*outbox.Store, context.Context, outbox.Filter, outbox.Action) (outbox.Counts, error)) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		store := openOutbox(db)
+		if err := requireAll(ctx, store, c.EventIDs); err != nil {
+			return err
+		}
+		result, err := do(store, ctx, c.filter(), outbox.Action{Actor: a.actor(), Reason: c.Reason, DryRun: c.DryRun})
 		if err != nil {
 			return err
 		}
-		return e.print(stats, func(t table.Writer) {
-			for _, state := range []string{outbox.Available, outbox.Running, outbox.Retryable, outbox.Held,
-				outbox.Completed, outbox.Dead, outbox.Discarded} {
-				fields(t, state, stats.Events[state])
-			}
-			fields(t, "oldest available", fmt.Sprintf("%.1f s", stats.OldestAvailableSeconds))
-		})
+		if c.DryRun && a.Output == "table" {
+			fmt.Fprintln(a.stderr, "Nothing is changed: this is a dry run.")
+		}
+		return a.printCounts(counts(result))
 	})
+}
+
+// requireAll fails before anything is changed where an ID was mistyped.
+func requireAll(ctx context.Context, store *outbox.Store, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	found, err := store.List(ctx, outbox.Filter{EventIDs: ids}, 0)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if !slices.ContainsFunc(found, func(e outbox.Listed) bool { return strings.EqualFold(e.EventID, id) }) {
+			return fmt.Errorf("%w: %s", outbox.ErrNotFound, id)
+		}
+	}
+	return nil
 }

@@ -3,198 +3,221 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
-	"github.com/jedib0t/go-pretty/v6/table"
-
+	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/integration"
 )
 
-type integrationCommands struct {
-	Set    integrationSet    `cmd:"" help:"Create an environment's settings, or change the named ones."`
-	Show   integrationShow   `cmd:"" help:"Show an environment's settings and state."`
-	List   integrationList   `cmd:"" help:"List all settings and their state."`
+type integrationCommand struct {
+	Set    integrationSet    `cmd:"" help:"Create an environment's settings, or change some of them."`
+	Show   integrationShow   `cmd:"" help:"One environment's settings and how they fare."`
+	List   integrationList   `cmd:"" help:"List all settings."`
 	Pause  integrationPause  `cmd:"" help:"Hold an environment's events."`
-	Resume integrationResume `cmd:"" help:"Let a paused environment's events go on."`
-	Delete integrationDelete `cmd:"" help:"Delete an environment's settings, while nothing depends on them."`
-}
-
-// place names an environment.
-type place struct {
-	Service     string `help:"Service ID." required:""`
-	Environment string `help:"Environment ID; production without one."`
-}
-
-func (e *environment) settings(ctx context.Context, use func(*integration.Store) error) (err error) {
-	db, err := e.database(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return use(integration.New(db))
+	Resume integrationResume `cmd:"" help:"End a pause."`
+	Delete integrationDelete `cmd:"" help:"Remove an environment's settings."`
 }
 
 type integrationSet struct {
-	place
-	EnvironmentServiceID *string `name:"environment-service-id" help:"The environment's own service ID: its directory is named after it." placeholder:"ID"`
-	Bucket               *string `help:"Bucket name."`
-	Region               *string `help:"The bucket's region."`
-	RoleARN              *string `name:"role-arn" help:"The role to assume." placeholder:"ARN"`
-	ExternalID           *string `name:"external-id" help:"The role's external ID; one is made if there is none yet." placeholder:"ID"`
-	Prefix               *string `help:"Directory in the bucket, of any depth; empty is its root."`
-	CustomDomain         *string `help:"Where media are delivered, as in https://media.example.com." placeholder:"URL"`
-	PinFileNames         *bool   `help:"Refuse renames, and re-uploads under another name." negatable:""`
-	Memo                 *string `help:"Anything worth noting."`
-	DistributionID       *string `name:"distribution-id" help:"CloudFront distribution." placeholder:"ID"`
-	CDNPrefix            *string `name:"cdn-prefix" help:"What the viewer's path has before the key." placeholder:"PATH"`
+	environmentFlags
+	EnvironmentServiceID *string `placeholder:"ID" help:"The environment's own service ID, which its directory is named after. Not for production."`
+	Bucket               *string `placeholder:"NAME" help:"The customer's bucket."`
+	Region               *string `placeholder:"REGION" help:"The bucket's region."`
+	RoleARN              *string `name:"role-arn" placeholder:"ARN" help:"The role to assume."`
+	ExternalID           *string `placeholder:"ID" help:"The external ID that the role asks for. One is made for new settings without it."`
+	Prefix               *string `placeholder:"PATH" help:"What keys begin with, as in media/path; the bucket's root without it."`
+	CustomDomain         *string `placeholder:"URL" help:"Where files are served from, as in https://media.example.com."`
+	PinFileNames         *bool   `placeholder:"BOOL" help:"Refuse renames, and uploads under another name."`
+	Memo                 *string `placeholder:"TEXT" help:"Anything worth remembering."`
+	DistributionID       *string `placeholder:"ID" help:"The CloudFront distribution to purge; \"\" opts out."`
+	CDNPrefix            *string `name:"cdn-prefix" placeholder:"PATH" help:"What the viewers' paths have before the key."`
 	SkipTest             bool    `help:"Apply the settings without a connection test; needs --reason."`
-	Reason               string  `help:"Why, for the audit."`
+	Reason               string  `placeholder:"TEXT" help:"Why, for the audit."`
 }
 
-// Help teaches by example.
 func (integrationSet) Help() string {
-	return `The settings are checked for what can be checked without AWS. There is no connection test yet: --skip-test with
---reason records that they were applied untested. While files depend on them, bucket, region, prefix and directory can't
-change. An external ID that is made here is printed once: the customer's trust policy needs it.
+	return `Fields that aren't named stay as they are. What is checked: the form of every field, that nothing is stored under
+the settings if bucket, region or prefix change, and that the place is no other environment's. AWS is not asked: the
+connection test comes with a later release, and until then every change is applied as with --skip-test, which records
+the reason. A change of settings that are blocked is tried out at once by the worker.
 
-Example:
-  ownbucket integration set --service S1 --bucket alpha-prod-assets --region ap-northeast-1 --prefix media \
-    --role-arn arn:aws:iam::123456789012:role/SampleRole --skip-test --reason "first set-up"`
+Examples:
+  ownbucket integration set --service S1 --bucket alpha-prod-assets --region ap-northeast-1 \
+      --role-arn arn:aws:iam::123456789012:role/SampleRole --prefix media --skip-test --reason "first set-up"
+  ownbucket integration set --service S1 --pin-file-names=false
+  ownbucket integration set --service S1 --environment staging --environment-service-id S1-staging --bucket …`
 }
 
-func (c *integrationSet) Run(ctx context.Context, e *environment) error {
-	if c.SkipTest && c.Reason == "" {
-		return misused("--skip-test needs --reason")
+// Validate is called by the parser.
+func (c integrationSet) Validate() error {
+	if c.SkipTest && strings.TrimSpace(c.Reason) == "" {
+		return fmt.Errorf("--skip-test needs a --reason")
 	}
-	return e.settings(ctx, func(store *integration.Store) error {
-		saved, err := store.Set(ctx, integration.Change{
+	return nil
+}
+
+func (c integrationSet) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		saved, err := integration.New(db).Set(ctx, integration.Change{
 			ServiceID: c.Service, EnvironmentID: c.Environment, EnvironmentServiceID: c.EnvironmentServiceID,
 			Bucket: c.Bucket, Region: c.Region, RoleARN: c.RoleARN, ExternalID: c.ExternalID, Prefix: c.Prefix,
 			CustomDomain: c.CustomDomain, PinFileNames: c.PinFileNames, Memo: c.Memo,
 			DistributionID: c.DistributionID, CDNPrefix: c.CDNPrefix,
-			SkipTest: c.SkipTest, Reason: c.Reason, Actor: e.actor(),
+			SkipTest: c.SkipTest, Reason: c.Reason, Actor: a.actor(),
 		})
 		if err != nil {
 			return err
 		}
 		if saved.GeneratedExternalID == "" {
-			return e.printIntegration(saved.Integration)
+			return a.printIntegration(saved.Integration)
 		}
-		return e.printWithExternalID(saved)
+		if a.Output == "json" {
+			return a.printWithExternalID(saved)
+		}
+		fmt.Fprintf(a.stderr, "The role's trust policy must ask for this external ID, which isn't shown again:\n%s\n",
+			saved.GeneratedExternalID)
+		return a.printIntegration(saved.Integration)
 	})
 }
 
-// printWithExternalID shows the external ID that was made, this once.
-func (e *environment) printWithExternalID(saved integration.Saved) error {
-	if e.Output == "table" {
-		fmt.Fprintf(e.stderr, "The external ID for the customer's trust policy, shown only now: %s\n", saved.GeneratedExternalID)
-		return e.printIntegration(saved.Integration)
-	}
+// printWithExternalID is the one time that an external ID is shown: we made it
+// up, and the customer's trust policy needs it.
+func (a *app) printWithExternalID(saved integration.Saved) error {
 	encoded, err := json.Marshal(saved.Integration)
 	if err != nil {
 		return err
 	}
-	object := make(map[string]any)
-	if err := json.Unmarshal(encoded, &object); err != nil {
+	var fields map[string]any
+	if err := json.Unmarshal(encoded, &fields); err != nil {
 		return err
 	}
-	object["external_id"] = saved.GeneratedExternalID
-	return e.print(object, nil)
+	fields["external_id"] = saved.GeneratedExternalID
+	return writeJSON(a.stdout, fields)
 }
 
-func (e *environment) printIntegration(i integration.Integration) error {
-	return e.print(i, func(t table.Writer) {
-		fields(t, "service", i.ServiceID, "environment", i.EnvironmentID, "state", string(i.State),
-			"blocked since", clock(i.BlockedSince), "blocked reason", i.BlockedReason, "next probe", clock(i.NextProbeAt),
-			"bucket", i.Bucket, "region", i.Region, "role", i.RoleARN, "prefix", i.Prefix, "directory", i.Directory,
-			"keys begin with", i.KeyPrefix(), "custom domain", i.CustomDomain, "file names pinned", i.PinFileNames,
-			"distribution", i.DistributionID, "CDN prefix", i.CDNPrefix, "memo", i.Memo,
-			"applied untested", i.TestSkippedReason, "waiting events", i.WaitingEvents, "locked", i.Locked)
-	})
+func (a *app) printIntegration(i integration.Integration) error {
+	return printOne(a, i,
+		field{"service", i.ServiceID}, field{"environment", place(i.EnvironmentID)},
+		field{"state", string(i.State)}, field{"blocked since", at(i.BlockedSince)}, field{"blocked by", i.BlockedCode},
+		field{"reason", i.BlockedReason}, field{"next probe", at(i.NextProbeAt)},
+		field{"waiting events", strconv.FormatInt(i.WaitingEvents, 10)}, field{"locked", yesNo(i.Locked)},
+		field{"bucket", i.Bucket}, field{"region", i.Region}, field{"role ARN", i.RoleARN},
+		field{"key prefix", i.KeyPrefix()}, field{"environment's service ID", i.EnvironmentServiceID},
+		field{"custom domain", i.CustomDomain}, field{"pin file names", yesNo(i.PinFileNames)}, field{"memo", i.Memo},
+		field{"distribution", i.DistributionID}, field{"CDN prefix", i.CDNPrefix},
+		field{"untested because", i.TestSkippedReason}, field{"changed", at(i.UpdatedAt)})
 }
 
-type integrationShow struct{ place }
+type integrationShow struct{ environmentFlags }
 
-func (c *integrationShow) Run(ctx context.Context, e *environment) error {
-	return e.settings(ctx, func(store *integration.Store) error { return c.show(ctx, e, store) })
+func (integrationShow) Help() string {
+	return `The external ID is never shown. Locked settings can't move to another bucket, region or prefix.
+
+Examples:
+  ownbucket integration show --service S1
+  ownbucket integration show --service S1 --environment staging --output json`
 }
 
-func (p *place) show(ctx context.Context, e *environment, store *integration.Store) error {
-	found, err := store.Show(ctx, p.Service, p.Environment)
-	if err != nil {
-		return err
-	}
-	return e.printIntegration(found)
-}
-
-type integrationList struct{ listing }
-
-func (c *integrationList) Run(ctx context.Context, e *environment) error {
-	return e.settings(ctx, func(store *integration.Store) error {
-		listed, err := store.List(ctx, c.Limit)
+func (c integrationShow) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		shown, err := integration.New(db).Show(ctx, c.Service, c.Environment)
 		if err != nil {
 			return err
 		}
-		if listed == nil {
-			listed = []integration.Integration{}
+		return a.printIntegration(shown)
+	})
+}
+
+type integrationList struct{ limited }
+
+func (integrationList) Help() string {
+	return `Example:
+  ownbucket integration list --output json`
+}
+
+func (c integrationList) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		listed, err := integration.New(db).List(ctx, c.Limit)
+		if err != nil {
+			return err
 		}
-		return e.print(listed, func(t table.Writer) {
-			t.AppendHeader(table.Row{"SERVICE", "ENV", "STATE", "BUCKET", "KEYS BEGIN WITH", "WAITING", "LOCKED", "WHY"})
-			for _, i := range listed {
-				t.AppendRow(table.Row{i.ServiceID, i.EnvironmentID, i.State, i.Bucket, i.KeyPrefix(), i.WaitingEvents,
-					i.Locked, i.BlockedReason})
-			}
+		a.noteCut(len(listed), c.limited)
+		header := columns{"service", "environment", "state", "bucket", "region", "key prefix", "waiting", "locked", "reason"}
+		return printList(a, listed, header, func(i integration.Integration) []string {
+			return []string{i.ServiceID, place(i.EnvironmentID), string(i.State), i.Bucket, i.Region, i.KeyPrefix(),
+				strconv.FormatInt(i.WaitingEvents, 10), yesNo(i.Locked), shorten(i.BlockedReason, 60)}
 		})
 	})
 }
 
-// because says why, for the audit.
-type because struct {
-	Reason string `help:"Why, for the audit."`
+// reasoned is an action on one environment's settings.
+type reasoned struct {
+	environmentFlags
+	Reason string `placeholder:"TEXT" help:"Why, for the audit."`
 }
 
-type integrationPause struct {
-	place
-	because
+type integrationPause struct{ reasoned }
+
+func (integrationPause) Help() string {
+	return `Events stay where they are and lose no attempt; what runs already ends.
+
+Example:
+  ownbucket integration pause --service S1 --reason "the customer moves the bucket tonight"`
 }
 
-func (c *integrationPause) Run(ctx context.Context, e *environment) error {
-	return e.settings(ctx, func(store *integration.Store) error {
-		if err := store.Pause(ctx, c.Service, c.Environment, e.actor(), c.Reason); err != nil {
+func (c integrationPause) Run(ctx context.Context, a *app) error {
+	return a.changeIntegration(ctx, c.reasoned, (*integration.Store).Pause)
+}
+
+type integrationResume struct{ reasoned }
+
+func (integrationResume) Help() string {
+	return `Events go on in their order. Settings that are blocked, too, stay blocked until a probe succeeds.
+
+Example:
+  ownbucket integration resume --service S1 --reason "the bucket was moved"`
+}
+
+func (c integrationResume) Run(ctx context.Context, a *app) error {
+	return a.changeIntegration(ctx, c.reasoned, (*integration.Store).Resume)
+}
+
+func (a *app) changeIntegration(ctx context.Context, c reasoned,
+	change func(*integration.Store, context.Context, string, string, string, string) error) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		settings := integration.New(db)
+		if err := change(settings, ctx, c.Service, c.Environment, a.actor(), c.Reason); err != nil {
 			return err
 		}
-		return c.show(ctx, e, store)
+		shown, err := settings.Show(ctx, c.Service, c.Environment)
+		if err != nil {
+			return err
+		}
+		return a.printIntegration(shown)
 	})
 }
 
-type integrationResume struct {
-	place
-	because
+type integrationDelete struct{ reasoned }
+
+func (integrationDelete) Help() string {
+	return `Refused while files are stored under the settings, or work on them is unfinished.
+
+Example:
+  ownbucket integration delete --service S1 --reason "the customer left"`
 }
 
-func (c *integrationResume) Run(ctx context.Context, e *environment) error {
-	return e.settings(ctx, func(store *integration.Store) error {
-		if err := store.Resume(ctx, c.Service, c.Environment, e.actor(), c.Reason); err != nil {
+func (c integrationDelete) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		if err := integration.New(db).Delete(ctx, c.Service, c.Environment, a.actor(), c.Reason); err != nil {
 			return err
 		}
-		return c.show(ctx, e, store)
-	})
-}
-
-type integrationDelete struct {
-	place
-	because
-}
-
-func (c *integrationDelete) Run(ctx context.Context, e *environment) error {
-	return e.settings(ctx, func(store *integration.Store) error {
-		if err := store.Delete(ctx, c.Service, c.Environment, e.actor(), c.Reason); err != nil {
-			return err
-		}
-		deleted := map[string]any{"service_id": c.Service, "environment_id": c.Environment, "deleted": true}
-		return e.print(deleted, func(t table.Writer) {
-			t.AppendRow(table.Row{fmt.Sprintf("deleted the settings of service %s, environment %q", c.Service, c.Environment)})
-		})
+		deleted := struct {
+			ServiceID     string `json:"service_id"`
+			EnvironmentID string `json:"environment_id"`
+			Deleted       bool   `json:"deleted"`
+		}{c.Service, c.Environment, true}
+		return printOne(a, deleted, field{"service", c.Service}, field{"environment", place(c.Environment)}, field{"deleted", "yes"})
 	})
 }

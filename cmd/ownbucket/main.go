@@ -1,92 +1,111 @@
-// Command ownbucket keeps a CMS's media in its customers' own S3 buckets.
+// Command ownbucket runs the worker and is what operators look at and act
+// through. Each file holds one group of commands: it parses, wires and prints.
 package main
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 )
 
-// The exit codes are a contract.
+// The exit codes are a contract (design section 9).
 const (
-	exitDone = iota
-	exitFailed
-	exitUsage
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
 )
 
-func main() {
-	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
-}
+const description = `Keeps a CMS's media in its customers' own S3 buckets.
 
-// cli is the command line: what each command does stands in its own file.
+A first look, with everything embedded: ownbucket dev`
+
+// cli is the whole command line.
 type cli struct {
-	Globals
+	configuration
 
-	Worker       workerCommand       `cmd:"" help:"Consume events and do their work in the customers' buckets."`
-	Dev          devCommand          `cmd:"" help:"Run a demonstration on embedded stand-ins for AWS."`
-	Migrate      migrateCommands     `cmd:"" help:"Bring the database's tables up to date."`
+	Worker       workerCommand       `cmd:"" help:"Consume events until told to stop."`
+	Dev          devCommand          `cmd:"" help:"Show the whole way on embedded stand-ins."`
+	Migrate      migrateCommand      `cmd:"" help:"Bring the database's tables up to this program."`
 	Publish      publishCommand      `cmd:"" help:"Publish events from JSON lines."`
-	Events       eventsCommands      `cmd:"" help:"Find events, see why they failed, replay or discard them."`
-	Media        mediaCommands       `cmd:"" help:"See what is stored of a media, and where."`
-	Integration  integrationCommands `cmd:"" help:"A customer's settings: which bucket, through which role."`
-	Environments environmentCommands `cmd:"" help:"Copies of environments and their progress."`
+	Integration  integrationCommand  `cmd:"" help:"Customers' settings."`
+	Events       eventsCommand       `cmd:"" help:"Look at events, replay or discard them."`
+	Media        mediaCommand        `cmd:"" help:"Look at a stored media."`
+	Environments environmentsCommand `cmd:"" help:"Copies of whole environments."`
 	Stats        statsCommand        `cmd:"" help:"Count events by state."`
-	Version      versionCommand      `cmd:"" help:"Print the version."`
+	Version      versionCommand      `cmd:"" help:"Tell which version this is."`
 }
 
-// usageError is wrong usage that the parser can't see.
+// usageError is what the parser refuses.
 type usageError struct{ error }
 
-func misused(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
-	var c cli
-	exited := false
-	parser, err := kong.New(&c, kong.Name("ownbucket"), kong.Description(description),
-		kong.Writers(stdout, stderr), kong.UsageOnError(),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-		kong.Exit(func(status int) { exited, code = true, status }))
-	if err != nil {
-		fmt.Fprintln(stderr, "ownbucket:", err)
-		return exitFailed
-	}
-	parsed, err := parser.Parse(args)
-	if exited {
-		return code
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "ownbucket: %v\nSee `ownbucket --help`.\n", err)
-		return exitUsage
-	}
-
-	// The first signal drains; after that, a second one ends the process.
+func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// Once the first signal has been seen, the second one kills.
 	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:]))
+}
 
+func run(ctx context.Context, args []string) int {
+	unsetEmpty()
+	var commands cli
+	parser, err := newParser(&commands)
+	if err != nil {
+		return complain(err)
+	}
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		return complain(usageError{err})
+	}
+	a := &app{configuration: &commands.configuration, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	err = parsed.Run(&environment{Globals: &c.Globals, stdin: stdin, stdout: stdout, stderr: stderr})
-	var usage usageError
-	switch {
-	case err == nil:
-		return exitDone
-	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "ownbucket: %v\n", err)
-		return exitUsage
-	default:
-		fmt.Fprintf(stderr, "ownbucket: %v\n", err)
-		return exitFailed
+	return complain(parsed.Run(a))
+}
+
+func newParser(commands *cli) (*kong.Kong, error) {
+	return kong.New(commands,
+		kong.Name("ownbucket"), kong.Description(description),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ExplicitGroups([]kong.Group{
+			{Key: "configuration", Title: "Configuration (each also as an environment variable):"},
+			{Key: "worker", Title: "Worker configuration (each also as an environment variable):"},
+			{Key: "filter", Title: "Filters (an event must match all of them):"},
+		}),
+		kong.Vars{"database": defaultDatabase, "states": states},
+	)
+}
+
+// unsetEmpty makes an empty OWNBUCKET_ variable as good as none: deployment
+// tools set what nobody filled in.
+func unsetEmpty() {
+	for _, variable := range os.Environ() {
+		if name, value, _ := strings.Cut(variable, "="); value == "" && strings.HasPrefix(name, "OWNBUCKET_") {
+			_ = os.Unsetenv(name)
+		}
 	}
 }
 
-const description = `Ownbucket keeps the media of a CMS in its customers' own S3 buckets.
-
-The CMS publishes events into an outbox, in its own transaction; "worker" consumes them. Settings can be given as environment
-variables: --database-url is OWNBUCKET_DATABASE_URL. Credentials and endpoints of AWS are taken from its
-standard environment variables and profiles. Without a database URL, SQLite in ./ownbucket.db is used.`
+// complain prints an error, if any, and gives the exit code.
+func complain(err error) int {
+	if err == nil {
+		return exitDone
+	}
+	var lines lineErrors
+	if errors.As(err, &lines) {
+		fmt.Fprintln(os.Stderr, lines.Error())
+		return exitFailed
+	}
+	fmt.Fprintf(os.Stderr, "ownbucket: %v\n", err)
+	var wrong usageError
+	if errors.As(err, &wrong) {
+		fmt.Fprintln(os.Stderr, `Add --help to a command to see how it is used.`)
+		return exitUsage
+	}
+	return exitFailed
+}

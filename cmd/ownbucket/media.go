@@ -2,63 +2,81 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
-	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/dustin/go-humanize"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/bucket"
+	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/integration"
 	"github.com/ownbucket/ownbucket/internal/ledger"
 )
 
-type mediaCommands struct {
-	Show mediaShow `cmd:"" help:"Show where a media is stored."`
+type mediaCommand struct {
+	Show mediaShow `cmd:"" help:"Where a media is stored, and its URL."`
 }
 
 type mediaShow struct {
-	Service     string `help:"Service ID." required:""`
-	Environment string `help:"Environment ID; production without one."`
-	Media       string `help:"Media ID." required:""`
+	environmentFlags
+	Media string `required:"" placeholder:"ID" help:"The media's ID."`
 }
 
+func (mediaShow) Help() string {
+	return `Tells what the ledger holds: what was last stored, not what the bucket has now.
+
+Example:
+  ownbucket media show --service S1 --media m1`
+}
+
+// shownMedia is a media as operators see it; its JSON is a contract. What a
+// deleted media has no more is absent.
 type shownMedia struct {
-	MediaID     string     `json:"media_id"`
-	Key         string     `json:"key,omitempty"`
-	URL         string     `json:"url,omitempty"`
-	Version     *time.Time `json:"version,omitempty"`
-	ContentType string     `json:"content_type,omitempty"`
-	Size        *int64     `json:"size,omitempty"`
-	ETag        string     `json:"etag,omitempty"`
-	Deleted     bool       `json:"deleted"`
+	MediaID     string `json:"media_id"`
+	Key         string `json:"key,omitempty"`
+	URL         string `json:"url,omitempty"`
+	Version     string `json:"version"`
+	ContentType string `json:"content_type,omitempty"`
+	Size        *int64 `json:"size,omitempty"`
+	ETag        string `json:"etag,omitempty"`
+	Deleted     bool   `json:"deleted"`
 }
 
-func (c *mediaShow) Run(ctx context.Context, e *environment) (err error) {
-	db, err := e.database(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	object, err := ledger.New(db).Media(ctx, c.Service, c.Environment, c.Media)
-	if err != nil {
-		return err
-	}
-	if object == nil {
-		return fmt.Errorf("the ledger has nothing of media %q in environment %q of service %q", c.Media, c.Environment, c.Service)
-	}
-	version := time.UnixMicro(object.Version).UTC()
-	shown := shownMedia{MediaID: object.MediaID, Version: &version, Deleted: !object.Live()}
-	if object.Live() {
+func (c mediaShow) Run(ctx context.Context, a *app) error {
+	return a.withDatabase(ctx, func(db *database.DB) error {
 		settings, err := integration.New(db).Show(ctx, c.Service, c.Environment)
 		if err != nil {
 			return err
 		}
-		shown.Key, shown.ContentType, shown.Size, shown.ETag = *object.Key, object.ContentType, &object.Size, object.ETag
-		shown.URL = bucket.URL(settings.CustomDomain, settings.Bucket, settings.Region, *object.Key)
-	}
-	return e.print(shown, func(t table.Writer) {
-		fields(t, "media", shown.MediaID, "key", shown.Key, "url", shown.URL, "version", clock(version),
-			"content type", shown.ContentType, "size", object.Size, "etag", shown.ETag, "deleted", shown.Deleted)
+		view, err := ledger.New(db).View(ctx, settings.LaneID, c.Media, "", "")
+		if err != nil {
+			return err
+		}
+		if view.Object == nil {
+			return fmt.Errorf("media %q of %s is not in the ledger: nothing of it was stored", c.Media, settings)
+		}
+		shown := showMedia(settings.Settings, view.Object)
+		return printOne(a, shown, field{"media", shown.MediaID}, field{"key", shown.Key}, field{"url", shown.URL},
+			field{"version", shown.Version}, field{"content type", shown.ContentType}, field{"size", sizeOf(shown.Size)},
+			field{"etag", shown.ETag}, field{"deleted", yesNo(shown.Deleted)})
 	})
+}
+
+func showMedia(settings integration.Settings, object *ledger.Object) shownMedia {
+	shown := shownMedia{MediaID: object.MediaID, Version: events.NewVersion(time.UnixMicro(object.Version)).String(),
+		Deleted: !object.Live()}
+	if object.Live() {
+		shown.Key, shown.ContentType, shown.Size, shown.ETag = *object.Key, object.ContentType, &object.Size, object.ETag
+		shown.URL = bucket.URL(settings.CustomDomain, *object.Bucket, settings.Region, *object.Key)
+	}
+	return shown
+}
+
+func sizeOf(size *int64) string {
+	if size == nil {
+		return ""
+	}
+	return strconv.FormatInt(*size, 10) + " bytes (" + humanize.IBytes(uint64(*size)) + ")"
 }

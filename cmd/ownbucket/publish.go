@@ -8,106 +8,122 @@ import (
 	"fmt"
 	"io"
 	"os"
-
-	"github.com/jedib0t/go-pretty/v6/table"
+	"strings"
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/database"
 )
 
 type publishCommand struct {
-	File string `arg:"" optional:"" default:"-" help:"JSON lines; - is standard input." placeholder:"FILE"`
+	File string `arg:"" optional:"" default:"-" help:"A file of JSON lines, or - for standard input, which is also the default."`
 }
 
-// Help teaches by example.
 func (publishCommand) Help() string {
-	return `Each line is one event: {"event_id"?, "type", "service_id", "environment_id"?, "data"}. All are published in one
-transaction, or none: a bad line ends it with "line N: reason" and exit code 1. Publishing an event_id again is harmless.
+	return `Each line is one event. All of them are published in one transaction, or none: one line that breaks the
+contract ends it with exit code 1, and each such line is named with what is wrong. An event ID that was published before
+is a duplicate and changes nothing; without one, an ID is made.
 
-Example:
-  echo '{"type":"MediaDeleted","service_id":"S1","data":{"media_id":"m1","file_name":"a.png",
-    "version":"2026-01-02T03:04:05Z"}}' | tr -d '\n' | ownbucket publish`
+Examples:
+  ownbucket publish events.jsonl
+  echo '{"type":"MediaDeleted","service_id":"S1","data":{"media_id":"m1","file_name":"a.png","version":"2026-01-02T03:04:05Z"}}' | ownbucket publish`
 }
 
+// published is what the command answers; its JSON is a contract.
 type published struct {
-	Published  int64    `json:"published"`
-	Duplicates int64    `json:"duplicates"`
+	Published  int      `json:"published"`
+	Duplicates int      `json:"duplicates"`
 	EventIDs   []string `json:"event_ids"`
 }
 
-func (c *publishCommand) Run(ctx context.Context, e *environment) (err error) {
-	envelopes, err := c.read(e.stdin)
+func (c publishCommand) Run(ctx context.Context, a *app) error {
+	envelopes, err := c.read(a)
 	if err != nil {
 		return err
 	}
-	db, err := e.database(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	done, err := publish(ctx, db, envelopes)
-	if err != nil {
-		return err
-	}
-	return e.print(done, func(t table.Writer) {
-		t.AppendRow(table.Row{fmt.Sprintf("published %d events, %d duplicates", done.Published, done.Duplicates)})
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		result, err := publish(ctx, db, envelopes)
+		if err != nil {
+			return err
+		}
+		answer := published{Published: result.Inserted, Duplicates: result.Duplicates, EventIDs: result.EventIDs}
+		if answer.EventIDs == nil {
+			answer.EventIDs = []string{}
+		}
+		return printOne(a, answer, field{"published", fmt.Sprint(answer.Published)},
+			field{"duplicates", fmt.Sprint(answer.Duplicates)})
 	})
 }
 
-func (c *publishCommand) read(stdin io.Reader) (_ []events.Envelope, err error) {
-	input := stdin
-	if c.File != "-" {
-		file, err := os.Open(c.File)
-		if err != nil {
-			return nil, fmt.Errorf("open the events: %w", err)
-		}
-		defer file.Close()
-		input = file
+func (c publishCommand) read(a *app) ([]events.Envelope, error) {
+	if c.File == "-" {
+		return readEnvelopes(a.stdin)
 	}
-	var envelopes []events.Envelope
-	reader := bufio.NewReader(input)
-	for number := 1; ; number++ {
-		line, readErr := reader.ReadBytes('\n')
-		if readErr != nil && !errors.Is(readErr, io.EOF) {
-			return nil, fmt.Errorf("read the events: %w", readErr)
-		}
-		if line = bytes.TrimSpace(line); len(line) > 0 {
-			envelope, err := events.ParseEnvelope(line)
-			if err != nil {
-				return nil, fmt.Errorf("line %d: %w", number, err)
-			}
-			envelopes = append(envelopes, envelope)
-		}
-		if readErr != nil {
-			return envelopes, nil
-		}
+	file, err := os.Open(c.File)
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
 	}
+	defer file.Close()
+	return readEnvelopes(file)
 }
 
-func publish(ctx context.Context, db *database.DB, envelopes []events.Envelope) (published, error) {
-	done := published{EventIDs: []string{}}
-	if len(envelopes) == 0 {
-		return done, nil
-	}
-	tx, err := db.BeginTxx(ctx, nil)
-	if err != nil {
-		return done, fmt.Errorf("begin the transaction: %w", err)
-	}
-	defer tx.Rollback() //nolint:errcheck // does nothing after the commit
+func publish(ctx context.Context, db *database.DB, envelopes []events.Envelope) (result events.Result, err error) {
 	dialect := events.PostgreSQL
 	if db.Dialect == database.SQLite {
 		dialect = events.SQLite
 	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return result, fmt.Errorf("publish: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, tx.Rollback())
+		}
+	}()
 	publisher, err := events.NewPublisher(tx, events.PublisherOptions{Dialect: dialect, Schema: db.Schema})
 	if err != nil {
-		return done, err
+		return result, err
 	}
-	result, err := publisher.Publish(ctx, envelopes...)
-	if err != nil {
-		return done, err
+	if len(envelopes) > 0 {
+		if result, err = publisher.Publish(ctx, envelopes...); err != nil {
+			return result, err
+		}
 	}
-	if err := tx.Commit(); err != nil {
-		return done, fmt.Errorf("commit the events: %w", err)
+	return result, tx.Commit()
+}
+
+// lineErrors names each bad line of an input, one a line.
+type lineErrors []string
+
+func (e lineErrors) Error() string { return strings.Join(e, "\n") }
+
+// maxLineErrors keeps a file in a wrong format from flooding the screen.
+const maxLineErrors = 20
+
+// readEnvelopes reads every line before any is published; blank lines don't count
+// as events.
+func readEnvelopes(r io.Reader) ([]events.Envelope, error) {
+	var envelopes []events.Envelope
+	var bad lineErrors
+	lines := bufio.NewReader(r)
+	for number := 1; len(bad) < maxLineErrors; number++ {
+		line, err := lines.ReadBytes('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("read events, line %d: %w", number, err)
+		}
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			envelope, fault := events.ParseEnvelope(line)
+			if fault != nil {
+				bad = append(bad, fmt.Sprintf("line %d: %v", number, fault))
+			}
+			envelopes = append(envelopes, envelope)
+		}
+		if err != nil {
+			break
+		}
 	}
-	return published{Published: int64(result.Inserted), Duplicates: int64(result.Duplicates), EventIDs: result.EventIDs}, nil
+	if len(bad) > 0 {
+		return nil, bad
+	}
+	return envelopes, nil
 }

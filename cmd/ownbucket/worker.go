@@ -9,96 +9,106 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/config"
 
+	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/worker"
 )
 
 type workerCommand struct {
-	UntilIdle bool          `help:"Exit when nothing is left that would run by itself soon."`
-	Timeout   time.Duration `help:"With --until-idle: fail if that takes longer (0: no limit)." default:"0s"`
+	UntilIdle bool          `help:"Stop when nothing is left that would run by itself soon."`
+	Timeout   time.Duration `placeholder:"DURATION" help:"With --until-idle: fail when it takes longer."`
 
-	Concurrency            int            `help:"Events in flight, of all integrations together." default:"64" env:"OWNBUCKET_CONCURRENCY"`
-	IntegrationConcurrency int            `help:"Events in flight of one integration." default:"16" env:"OWNBUCKET_INTEGRATION_CONCURRENCY"`
-	LeaseDuration          time.Duration  `help:"How long a dead worker's events stay its own." default:"30s" env:"OWNBUCKET_LEASE_DURATION"`
-	PollInterval           time.Duration  `help:"How often to look for events that nothing announces." default:"50ms" env:"OWNBUCKET_POLL_INTERVAL"`
-	GracePeriod            time.Duration  `help:"How long running events may go on after SIGTERM." default:"30s" env:"OWNBUCKET_GRACE_PERIOD"`
-	RetryBase              time.Duration  `help:"Longest delay after the first failure; it doubles, up to 12 h." default:"1s" env:"OWNBUCKET_RETRY_BASE"`
-	RetryAttempts          int            `help:"After how many failures an event is dead." default:"25" env:"OWNBUCKET_RETRY_ATTEMPTS"`
-	Retention              time.Duration  `help:"How long completed events are kept." default:"336h" env:"OWNBUCKET_RETENTION"`
-	MaxUpload              int64          `help:"Most bytes of one media, at most 5 GB." default:"5368709120" env:"OWNBUCKET_MAX_UPLOAD"`
-	FileRoot               string         `help:"Directory that file: sources are relative to; without it they are refused." placeholder:"DIR" env:"OWNBUCKET_FILE_ROOT"`
-	StagingBuckets         []string       `help:"Buckets that s3:// sources may name." placeholder:"BUCKET" env:"OWNBUCKET_STAGING_BUCKETS"`
-	SourceAllowCIDRs       []netip.Prefix `name:"source-allow-cidrs" env:"OWNBUCKET_SOURCE_ALLOW_CIDRS" help:"Addresses that https:// sources may have although they are private (for tests)." placeholder:"CIDR"`
-	SpoolDir               string         `help:"Where uploads of unknown length are measured (default: the system's temporary directory)." placeholder:"DIR" env:"OWNBUCKET_SPOOL_DIR"`
-	S3PathStyle            string         `name:"s3-path-style" env:"OWNBUCKET_S3_PATH_STYLE" help:"Address buckets by path: auto (at custom endpoints), true or false." enum:"auto,true,false" default:"auto"`
-	SessionPolicyKMS       string         `name:"session-policy-kms" env:"OWNBUCKET_SESSION_POLICY_KMS" help:"Allow KMS in session policies: auto (at AWS's own STS), true or false." enum:"auto,true,false" default:"auto"`
-	Brand                  string         `help:"The word in the objects' metadata." default:"microcms" env:"OWNBUCKET_BRAND"`
+	workerConfiguration
 }
 
-// Help teaches by example.
+// workerConfiguration is what only the worker needs to know.
+type workerConfiguration struct {
+	FileRoot               string         `group:"worker" env:"OWNBUCKET_FILE_ROOT" placeholder:"DIRECTORY" help:"Where file: sources are read from; refused without it."`
+	StagingBuckets         []string       `group:"worker" env:"OWNBUCKET_STAGING_BUCKETS" placeholder:"BUCKET,…" help:"The CMS's own buckets that s3: sources may be in; refused in any other."`
+	SourceAllowCIDRs       []netip.Prefix `group:"worker" name:"source-allow-cidrs" env:"OWNBUCKET_SOURCE_ALLOW_CIDRS" placeholder:"CIDR,…" help:"Private networks that https: sources may be in, for tests."`
+	S3PathStyle            choice         `group:"worker" name:"s3-path-style" env:"OWNBUCKET_S3_PATH_STYLE" default:"auto" placeholder:"CHOICE" help:"Name the bucket in the path: auto (at endpoints other than AWS's), true or false (${default})."`
+	Concurrency            int            `group:"worker" env:"OWNBUCKET_CONCURRENCY" default:"64" placeholder:"N" help:"Events in flight in this worker (${default})."`
+	IntegrationConcurrency int            `group:"worker" env:"OWNBUCKET_INTEGRATION_CONCURRENCY" default:"16" placeholder:"N" help:"Of these, at most so many of one integration (${default})."`
+	LeaseDuration          time.Duration  `group:"worker" env:"OWNBUCKET_LEASE_DURATION" default:"30s" placeholder:"DURATION" help:"After how long others take over what a dead worker had (${default})."`
+	RetryBase              time.Duration  `group:"worker" env:"OWNBUCKET_RETRY_BASE" default:"1s" placeholder:"DURATION" help:"The longest delay after a first failure; it doubles up to 12 h (${default})."`
+	RetryAttempts          int            `group:"worker" env:"OWNBUCKET_RETRY_ATTEMPTS" default:"25" placeholder:"N" help:"After so many failures an event is dead (${default})."`
+	MaxUpload              uploadSize     `group:"worker" env:"OWNBUCKET_MAX_UPLOAD" default:"5GiB" placeholder:"SIZE" help:"The most bytes of one media, at most 5GiB (${default})."`
+	SessionPolicyKMS       choice         `group:"worker" name:"session-policy-kms" env:"OWNBUCKET_SESSION_POLICY_KMS" default:"auto" placeholder:"CHOICE" help:"Allow KMS in session policies: auto (at AWS's own STS), true or false (${default})."`
+	PollInterval           time.Duration  `group:"worker" env:"OWNBUCKET_POLL_INTERVAL" default:"50ms" placeholder:"DURATION" help:"How often to look for new events when nothing announces them (${default})."`
+	GracePeriod            time.Duration  `group:"worker" env:"OWNBUCKET_GRACE_PERIOD" default:"30s" placeholder:"DURATION" help:"How long running events may go on once told to stop (${default})."`
+	Retention              time.Duration  `group:"worker" env:"OWNBUCKET_RETENTION" default:"336h" placeholder:"DURATION" help:"How long completed events are kept (${default}, which is 14 days)."`
+	SpoolDir               string         `group:"worker" env:"OWNBUCKET_SPOOL_DIR" placeholder:"DIRECTORY" help:"Where uploads of unknown length are kept for a while. Default: the system's temporary directory."`
+	WorkerName             string         `group:"worker" env:"OWNBUCKET_WORKER_NAME" placeholder:"NAME" help:"What leases and attempts call this worker. Default: host, process and a random part."`
+	Brand                  string         `group:"worker" env:"OWNBUCKET_BRAND" default:"microcms" placeholder:"WORD" help:"The word in the objects' metadata (${default})."`
+}
+
 func (workerCommand) Help() string {
-	return `Any number of workers share a PostgreSQL database; SQLite takes one. SIGTERM and SIGINT drain: nothing new
-starts, what runs may finish, leases are given back, and the exit code is 0.
+	return `SIGTERM or an interrupt drains: nothing new is begun, what runs may end within the grace period, and the exit
+code is 0. A second signal ends it at once. AWS's usual environment variables say who we are and where AWS is.
+
+With --until-idle it exits with 0 when nothing is available or running and no copy is due. Events that are dead, held, or
+wait for a retry in the future don't matter for this.
 
 Examples:
-  OWNBUCKET_DATABASE_URL=postgres://cms@db/cms ownbucket worker
-  ownbucket worker --file-root ./media --until-idle --timeout 1m`
+  ownbucket worker --database-url postgres://ownbucket@db.example/cms --staging-buckets cms-staging
+  ownbucket worker --until-idle --timeout 5m`
 }
 
-func (c *workerCommand) Validate() error {
-	if c.Timeout != 0 && !c.UntilIdle {
-		return errors.New("--timeout goes with --until-idle")
-	}
-	for _, one := range []struct {
-		name string
-		bad  bool
+// Validate is called by the parser.
+func (c workerCommand) Validate() error {
+	var wrong []error
+	for _, number := range []struct {
+		flag  string
+		value int
 	}{
-		{"--timeout", c.Timeout < 0},
-		{"--concurrency", c.Concurrency < 1},
-		{"--integration-concurrency", c.IntegrationConcurrency < 1},
-		{"--lease-duration", c.LeaseDuration < time.Second},
-		{"--poll-interval", c.PollInterval < time.Millisecond},
-		{"--grace-period", c.GracePeriod <= 0},
-		{"--retry-base", c.RetryBase <= 0},
-		{"--retry-attempts", c.RetryAttempts < 1},
-		{"--retention", c.Retention <= 0},
-		{"--max-upload", c.MaxUpload < 1 || c.MaxUpload > 5<<30},
+		{"concurrency", c.Concurrency}, {"integration-concurrency", c.IntegrationConcurrency},
+		{"retry-attempts", c.RetryAttempts},
 	} {
-		if one.bad {
-			return fmt.Errorf("%s is out of its range", one.name)
+		if number.value < 1 {
+			wrong = append(wrong, fmt.Errorf("--%s must be at least 1, but is %d", number.flag, number.value))
 		}
 	}
-	return nil
+	for _, duration := range []struct {
+		flag  string
+		value time.Duration
+	}{
+		{"lease-duration", c.LeaseDuration}, {"retry-base", c.RetryBase}, {"poll-interval", c.PollInterval},
+		{"grace-period", c.GracePeriod}, {"retention", c.Retention},
+	} {
+		if duration.value <= 0 {
+			wrong = append(wrong, fmt.Errorf("--%s must be above 0, but is %s", duration.flag, duration.value))
+		}
+	}
+	if c.Timeout < 0 || c.Timeout > 0 && !c.UntilIdle {
+		wrong = append(wrong, errors.New("--timeout must not be negative, and goes with --until-idle"))
+	}
+	return errors.Join(wrong...)
 }
 
-func (c *workerCommand) Run(ctx context.Context, e *environment) (err error) {
-	logger, err := e.logger()
+func (c workerCommand) Run(ctx context.Context, a *app) error {
+	logger, err := a.logger()
 	if err != nil {
 		return err
 	}
-	db, err := e.database(ctx)
+	aws, err := config.LoadDefaultConfig(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("read AWS's configuration: %w", err)
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	identity, err := config.LoadDefaultConfig(ctx)
-	if err != nil {
-		return fmt.Errorf("load the AWS configuration: %w", err)
-	}
-	w, err := worker.New(ctx, worker.Config{
-		DB: db, DatabaseURL: e.DatabaseURL,
-		Concurrency: c.Concurrency, IntegrationConcurrency: c.IntegrationConcurrency,
-		LeaseDuration: c.LeaseDuration, Poll: c.PollInterval, Grace: c.GracePeriod,
-		RetryBase: c.RetryBase, RetryAttempts: c.RetryAttempts, Retention: c.Retention,
-		MaxUpload: c.MaxUpload, FileRoot: c.FileRoot, StagingBuckets: c.StagingBuckets,
-		SourceAllowCIDRs: c.SourceAllowCIDRs, SpoolDir: c.SpoolDir,
-		PathStyle: c.S3PathStyle, SessionPolicyKMS: c.SessionPolicyKMS, Brand: c.Brand,
-		AWS: identity, Logger: logger,
+	return a.withDatabase(ctx, func(db *database.DB) error {
+		w, err := worker.New(ctx, worker.Config{
+			DB: db, DatabaseURL: a.DatabaseURL, Name: c.WorkerName,
+			Concurrency: c.Concurrency, IntegrationConcurrency: c.IntegrationConcurrency,
+			LeaseDuration: c.LeaseDuration, Poll: c.PollInterval, Grace: c.GracePeriod,
+			RetryBase: c.RetryBase, RetryAttempts: c.RetryAttempts, Retention: c.Retention,
+			MaxUpload: int64(c.MaxUpload), FileRoot: c.FileRoot, StagingBuckets: c.StagingBuckets,
+			SourceAllowCIDRs: c.SourceAllowCIDRs, SpoolDir: c.SpoolDir, PathStyle: string(c.S3PathStyle),
+			SessionPolicyKMS: string(c.SessionPolicyKMS), Brand: c.Brand, AWS: aws, Logger: logger,
+		})
+		if err != nil {
+			return err
+		}
+		if c.UntilIdle {
+			return w.RunUntilIdle(ctx, c.Timeout)
+		}
+		return w.Run(ctx)
 	})
-	if err != nil {
-		return err
-	}
-	if c.UntilIdle {
-		return w.RunUntilIdle(ctx, c.Timeout)
-	}
-	return w.Run(ctx)
 }

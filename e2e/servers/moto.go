@@ -43,10 +43,16 @@ func (m *MotoServer) CreateRole(t testing.TB, name, trustPolicy, policy string) 
 		ARN string `xml:"CreateRoleResult>Role>Arn"`
 	}
 	m.iam(t, "CreateRole", url.Values{"RoleName": {name}, "AssumeRolePolicyDocument": {trustPolicy}}, &answer)
-	m.iam(t, "PutRolePolicy", url.Values{
-		"RoleName": {name}, "PolicyName": {"test"}, "PolicyDocument": {policy},
-	}, nil)
+	m.AllowRole(t, name, "test", policy)
 	return answer.ARN
+}
+
+// AllowRole gives a role another policy beside those it has.
+func (m *MotoServer) AllowRole(t testing.TB, name, policyName, policy string) {
+	t.Helper()
+	m.iam(t, "PutRolePolicy", url.Values{
+		"RoleName": {name}, "PolicyName": {policyName}, "PolicyDocument": {policy},
+	}, nil)
 }
 
 // EnforceIAM makes moto check signatures and policies from now on. It then

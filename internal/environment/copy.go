@@ -3,10 +3,8 @@ package environment
 import (
 	"context"
 	"errors"
-	"fmt"
-	"time"
-
-	"github.com/jmoiron/sqlx"
+	"slices"
+	"strings"
 
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/failure"
@@ -14,305 +12,214 @@ import (
 	"github.com/ownbucket/ownbucket/internal/ledger"
 )
 
-// lease takes an item that nobody else copies. It tells whether it got it.
-func (s *Store) lease(ctx context.Context, it *item) (bool, error) {
-	var tokens []int64
-	err := s.db.SelectContext(ctx, &tokens, s.db.SQL(`
-		UPDATE {copy_items} SET lease_token = lease_token + 1, leased_until = {now} + ?
-		WHERE copy_sequence = ? AND media_id = ? AND state = 'owed'
-			AND (leased_until IS NULL OR leased_until < {now})
-		RETURNING lease_token`), s.options.Lease.Microseconds(), it.CopySequence, it.MediaID)
-	if err != nil || len(tokens) == 0 {
-		return false, wrap("lease a copy's item", err)
-	}
-	it.Token = tokens[0]
-	return true, nil
-}
+// conflictRounds is how often a copy that met something unexpected is decided
+// anew, before it counts as contended.
+const conflictRounds = 4
 
 // copyItem copies a leased item and records how that went. What it returns is
-// how it failed; the failure is recorded already.
-func (s *Store) copyItem(ctx context.Context, it *item) error {
-	ctx, stop := s.keepLease(ctx, it)
-	object, err := s.transfer(ctx, it)
+// how it failed; the failure is recorded already. first: an event that is
+// about to change the source waits for it.
+func (s *Store) copyItem(ctx context.Context, it *item, first bool) error {
+	it.unsure = it.MayHaveWritten
+	leased, stop := s.keepLease(ctx, it)
+	effects, err := s.transfer(leased, it)
+	if err != nil && leased.Err() != nil && ctx.Err() == nil {
+		err = failure.New(failure.Interrupted, failure.Canceled, "copy media %q: %w", it.MediaID,
+			errors.Join(context.Cause(leased), err))
+	}
 	stop()
 	// The record is made even when the lease went: its token decides.
 	ctx = context.WithoutCancel(ctx)
 	if err != nil {
-		return errors.Join(err, s.recordFailure(ctx, it, failure.Of(err)))
+		return errors.Join(err, s.recordFailure(ctx, it, failure.Of(err), first))
 	}
-	return s.recordCopy(ctx, it, object)
+	return s.recordCopy(ctx, it, effects)
 }
 
-// keepLease renews the item's lease until stopped, and cancels the context
-// when it can't be relied on any more.
-func (s *Store) keepLease(ctx context.Context, it *item) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	lost := errors.New("the lease of a copy's item was lost")
-	deadline := time.AfterFunc(s.options.Lease*4/5, func() { cancel(lost) })
-	finished := make(chan struct{})
-	go func() {
-		defer close(finished)
-		tick := time.NewTicker(s.options.Lease / 4)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			asked := time.Now()
-			result, err := s.db.ExecContext(ctx, s.db.SQL(`
-				UPDATE {copy_items} SET leased_until = {now} + ?
-				WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state = 'owed'`),
-				s.options.Lease.Microseconds(), it.CopySequence, it.MediaID, it.Token)
-			if err != nil {
-				continue // the deadline decides
-			}
-			if n, err := result.RowsAffected(); err == nil && n == 0 {
-				cancel(lost)
-				return
-			}
-			if deadline.Stop() {
-				deadline.Reset(time.Until(asked.Add(s.options.Lease * 4 / 5)))
-			}
-		}
-	}()
-	guarded := bucket.WithGuard(ctx, func() error {
-		if ctx.Err() != nil {
-			return failure.New(failure.Interrupted, failure.Canceled, "copy media %q: %w", it.MediaID, context.Cause(ctx))
-		}
-		return nil
-	})
-	return guarded, func() {
-		deadline.Stop()
-		cancel(nil)
-		<-finished
-	}
+// job is one item at work in the target's bucket.
+type job struct {
+	*item
+	store  *Store
+	target integration.Integration
+	bucket *bucket.Bucket
+	view   ledger.View
 }
 
-// transfer does the S3 work of an item. A nil object means that the target
-// has gone past it.
-func (s *Store) transfer(ctx context.Context, it *item) (*ledger.Object, error) {
+// transfer does the S3 work of an item, and returns what the target's ledger
+// is to record.
+func (s *Store) transfer(ctx context.Context, it *item) (ledger.Effects, error) {
 	target, exists, err := s.settings.Of(ctx, it.TargetLane)
 	if err != nil {
-		return nil, err
+		return ledger.Effects{}, err
 	}
 	if !exists {
-		return nil, failure.New(failure.Permanent, failure.NoIntegration,
-			"the environment that media %q is copied to has no settings", it.MediaID)
+		return ledger.Effects{}, failure.New(failure.Permanent, failure.NoIntegration,
+			"the environment that media %q is to be copied to has no settings", it.MediaID)
+	}
+	if it.key, err = bucket.Key(target.Prefix, target.Directory, it.FileName); err != nil {
+		return ledger.Effects{}, err
 	}
 	account, err := s.account(ctx, it, target)
 	if err != nil {
-		return nil, err
+		return ledger.Effects{}, err
 	}
-	key, err := bucket.Key(target.Prefix, target.Directory, it.FileName)
+	j := &job{item: it, store: s, target: target}
+	if j.view, err = s.ledger.View(ctx, it.TargetLane, it.MediaID, target.Bucket, it.key); err != nil {
+		return ledger.Effects{}, err
+	}
+	if j.view.Object.Newer(it.Version, it.CopySequence) {
+		return ledger.Effects{}, nil
+	}
+	if j.view.HeldByOther() {
+		return ledger.Effects{}, j.keyTaken()
+	}
+	if j.bucket, err = s.buckets.Bucket(account); err != nil {
+		return ledger.Effects{}, err
+	}
+	etag, err := j.copy(ctx)
 	if err != nil {
-		return nil, err
+		return ledger.Effects{}, err
 	}
-	view, err := s.ledger.View(ctx, it.TargetLane, it.MediaID, target.Bucket, key)
-	if err != nil {
-		return nil, err
-	}
-	if view.Object.Newer(it.Version, it.CopySequence) {
-		return nil, nil
-	}
-	if view.HeldByOther() {
-		return nil, keyTaken(it, key, target)
-	}
-	b, err := s.buckets.Bucket(account)
-	if err != nil {
-		return nil, err
-	}
-	it.key = key
-	etag, err := s.copyTo(ctx, b, it, target, key, view)
-	if err != nil {
-		return nil, err
-	}
-	return &ledger.Object{
-		LaneID: it.TargetLane, MediaID: it.MediaID, Version: it.Version, Sequence: it.CopySequence,
-		Bucket: &target.Bucket, Key: &key, ContentType: it.ContentType, Size: it.Size, ETag: etag,
-	}, nil
+	return j.effects(etag), j.deleteOld(ctx)
 }
 
-// account is the target's, which may also read the source's prefix.
+// account is the target's, which may also read below the source's prefix.
 func (s *Store) account(ctx context.Context, it *item, target integration.Integration) (bucket.Account, error) {
 	account := target.Account()
 	source, exists, err := s.settings.Of(ctx, it.SourceLane)
 	if err != nil {
 		return account, err
 	}
-	otherOwner := exists && source.BucketOwner != "" && target.BucketOwner != "" && source.BucketOwner != target.BucketOwner
+	if !exists {
+		return account, failure.New(failure.Permanent, failure.SourceChanged,
+			"media %q can't be copied: the environment that it comes from is gone", it.MediaID)
+	}
+	otherOwner := source.BucketOwner != "" && target.BucketOwner != "" && source.BucketOwner != target.BucketOwner
 	if target.Bucket != it.SourceBucket || otherOwner {
 		return account, failure.New(failure.Permanent, failure.OtherAccount,
-			"media %q can't be copied from bucket %s to bucket %s: the environments use different buckets or accounts",
-			it.MediaID, it.SourceBucket, target.Bucket)
+			"media %q can't be copied from bucket %s to bucket %s: the environments use different buckets or accounts; "+
+				"upload it again, or give the environment the bucket of its source and retry", it.MediaID, it.SourceBucket, target.Bucket)
 	}
-	if exists && source.Prefix != target.Prefix {
+	if !strings.HasPrefix(it.SourceKey, bucket.KeyPrefix(target.Prefix, "")) {
 		account.ReadPrefix = &source.Prefix
 	}
 	return account, nil
 }
 
-// copyTo copies under the rules that hold for every write: never over what we
+// copy copies under the rules that hold for every write: never over what we
 // didn't write, and only the version that the snapshot saw.
-func (s *Store) copyTo(ctx context.Context, b *bucket.Bucket, it *item, target integration.Integration,
-	key string, view ledger.View) (string, error) {
+func (j *job) copy(ctx context.Context) (etag string, err error) {
 	condition := bucket.Condition{IfNoneMatch: true}
-	if view.Object.HoldsKey(key) {
-		condition = bucket.Condition{IfMatch: view.Object.ETag}
+	if j.view.Object.HoldsKey(j.key) {
+		condition = bucket.Condition{IfMatch: j.view.Object.ETag}
 	}
-	const rounds = 4
-	for range rounds {
-		etag, err := b.Copy(ctx, bucket.CopyInput{
-			SourceKey: it.SourceKey, SourceETag: it.SourceETag, Key: key, ContentType: it.ContentType,
-			Stamp:     bucket.Stamp{ServiceID: target.StampServiceID(), Version: it.Version},
-			Condition: condition,
+	for range conflictRounds {
+		before := j.unsure
+		j.unsure = true
+		etag, err = j.bucket.Copy(ctx, bucket.CopyInput{
+			SourceKey: j.SourceKey, SourceETag: j.SourceETag, Key: j.key, ContentType: j.ContentType,
+			Stamp: j.stamp(j.Version), Condition: condition,
 		})
+		sourceGone := errors.Is(err, bucket.ErrSourceNotFound) || errors.Is(err, bucket.ErrSourceChanged)
 		switch {
 		case err == nil:
 			return etag, nil
-		case errors.Is(err, bucket.ErrSourceNotFound), errors.Is(err, bucket.ErrSourceChanged):
-			return "", failure.New(failure.Permanent, failure.SourceChanged,
-				"media %q can't be copied: its object at %q in bucket %s was replaced or removed since the environment was made",
-				it.MediaID, it.SourceKey, it.SourceBucket)
-		case !errors.Is(err, bucket.ErrConditionFailed) && !errors.Is(err, bucket.ErrNotFound):
+		case !sourceGone && !errors.Is(err, bucket.ErrConditionFailed) && !errors.Is(err, bucket.ErrNotFound):
 			return "", err
+		case sourceGone && !before:
+			j.unsure = false
+			return "", j.sourceChanged()
 		}
-		object, err := b.Head(ctx, key, false)
-		switch {
-		case errors.Is(err, bucket.ErrNotFound):
-			condition = bucket.Condition{IfNoneMatch: true}
-			continue
-		case err != nil:
-			return "", err
+		if etag, condition, err = j.look(ctx); etag != "" || err != nil {
+			return etag, err
 		}
-		stamp := bucket.Stamp{ServiceID: target.StampServiceID(), Version: it.Version}
-		ours := object.HasStamp(s.buckets.Brand(), stamp)
-		if ours && !view.Object.HoldsKey(key) && object.Size == it.Size {
-			return object.ETag, nil // an earlier attempt's copy
+		if sourceGone {
+			j.unsure = condition.IfMatch != ""
+			return "", j.sourceChanged()
 		}
-		if view.Object.HoldsKey(key) {
-			stamp.Version = view.Object.Version
-			ours = ours || object.HasStamp(s.buckets.Brand(), stamp)
-		}
-		if !ours {
-			return "", keyTaken(it, key, target)
-		}
-		condition = bucket.Condition{IfMatch: object.ETag}
 	}
 	return "", failure.New(failure.Transient, bucket.Conflict, "key %q in bucket %s changes faster than we can follow",
-		key, target.Bucket)
+		j.key, j.target.Bucket)
 }
 
-func keyTaken(it *item, key string, target integration.Integration) error {
-	return failure.New(failure.Permanent, failure.KeyTaken,
-		"media %q can't be copied to key %q in bucket %s: another object is there", it.MediaID, key, target.Bucket)
+// look decides by what is at the key: it is the copy that an earlier attempt
+// made, and its ETag is returned; or the condition of the next attempt.
+func (j *job) look(ctx context.Context) (etag string, next bucket.Condition, err error) {
+	object, err := j.bucket.Head(ctx, j.key, false)
+	switch {
+	case errors.Is(err, bucket.ErrNotFound):
+		j.unsure = false
+		return "", bucket.Condition{IfNoneMatch: true}, nil
+	case err != nil:
+		return "", bucket.Condition{}, err
+	case !j.ours(object):
+		j.unsure = false
+		return "", bucket.Condition{}, j.keyTaken()
+	case strings.Trim(object.ETag, `"`) == strings.Trim(j.SourceETag, `"`) && j.written(object):
+		return object.ETag, bucket.Condition{}, nil
+	}
+	return "", bucket.Condition{IfMatch: object.ETag}, nil
 }
 
-// recordCopy writes the copied object into the target's ledger and ends the
-// item, unless another worker has it by now.
-func (s *Store) recordCopy(ctx context.Context, it *item, object *ledger.Object) error {
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		if err := s.lockLane(ctx, tx, it.TargetLane); err != nil {
-			return err
+// ours tells whether an object at the key is one that we wrote for this media:
+// of the item's version, the ledger's, or a possible write's. That no other
+// media holds the key was seen before.
+func (j *job) ours(object bucket.Object) bool {
+	versions := []int64{j.Version}
+	if j.view.Object.HoldsKey(j.key) {
+		versions = append(versions, j.view.Object.Version)
+	}
+	for _, write := range j.view.PossibleWrites {
+		if write.Key == j.key {
+			versions = append(versions, write.Version)
 		}
-		mine, err := s.end(ctx, tx, it, done, nil)
-		if err != nil || !mine {
-			return err
-		}
-		if object != nil {
-			if err := s.ledger.Apply(ctx, tx, []ledger.Effects{{Put: object}}); err != nil {
-				return err
-			}
-		}
-		return s.join(ctx, tx, []ending{{it.TargetLane, it.MediaID, it.CopySequence}})
-	})
-	return wrap("record a copied media", err)
+	}
+	return slices.ContainsFunc(versions, func(v int64) bool { return object.HasStamp(j.store.buckets.Brand(), j.stamp(v)) })
 }
 
-// end ends an item that the caller still has.
-func (s *Store) end(ctx context.Context, tx *sqlx.Tx, it *item, state string, failed *failure.Error) (bool, error) {
-	var code, words *string
-	if failed != nil {
-		text := failed.Error()
-		code, words = &failed.Code, &text
-	}
-	result, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} SET state = ?, error_code = ?, error = ?, leased_until = NULL
-		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state = 'owed'`),
-		state, code, words, it.CopySequence, it.MediaID, it.Token)
-	if err != nil {
-		return false, err
-	}
-	n, err := result.RowsAffected()
-	return n > 0, err
+// written tells whether an object was written for this very item.
+func (j *job) written(object bucket.Object) bool {
+	return object.HasStamp(j.store.buckets.Brand(), j.stamp(j.Version))
 }
 
-// recordFailure decides what becomes of an item by the class of its failure.
-// It never touches the source's integration.
-func (s *Store) recordFailure(ctx context.Context, it *item, f *failure.Error) error {
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		switch {
-		case f.Class == failure.Interrupted:
-			return s.putOff(ctx, tx, it, nil, 0)
-		case f.Class == failure.Integration && it.crossPrefix(ctx, s, tx):
-			return s.fail(ctx, tx, it, f)
-		case f.Class == failure.Integration:
-			if err := s.settings.BlockTx(ctx, tx, it.TargetLane, f.Code, f.Error()); err != nil {
-				return err
-			}
-			return s.putOff(ctx, tx, it, nil, 0)
-		case f.Class == failure.Transient && it.FailureCount+1 < s.options.Attempts:
-			return s.putOff(ctx, tx, it, f, s.options.Backoff(it.FailureCount+1))
-		default:
-			return s.fail(ctx, tx, it, f)
-		}
-	})
-	return wrap("record a failed copy", err)
+func (j *job) stamp(version int64) bucket.Stamp {
+	return bucket.Stamp{ServiceID: j.target.StampServiceID(), Version: version}
 }
 
-// fail ends an item for good, until somebody tries it again. What an attempt
-// may have written is settled by the media's next event in the target.
-func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error) error {
-	mine, err := s.end(ctx, tx, it, failed, f)
-	if err != nil || !mine || it.key == "" {
-		return err
+// deleteOld deletes what the target held of the media under another name.
+func (j *job) deleteOld(ctx context.Context) error {
+	old := j.view.Object
+	if !old.Live() || *old.Key == j.key || *old.Bucket != j.target.Bucket {
+		return nil
 	}
-	return s.ledger.Apply(ctx, tx, []ledger.Effects{{Possible: []ledger.PossibleWrite{
-		{LaneID: it.TargetLane, MediaID: it.MediaID, Key: it.key, Version: it.Version}}}})
-}
-
-// crossPrefix tells whether the copy reads outside of the target's own prefix:
-// a denial there is the item's.
-func (it *item) crossPrefix(ctx context.Context, s *Store, tx *sqlx.Tx) bool {
-	source, ok, err := s.settings.ByLane(ctx, tx, it.SourceLane)
-	if err != nil || !ok {
-		return false
+	err := j.bucket.Delete(ctx, *old.Key, old.ETag)
+	if errors.Is(err, bucket.ErrNotFound) || errors.Is(err, bucket.ErrConditionFailed) {
+		return nil // gone, or somebody else's by now
 	}
-	target, ok, err := s.settings.ByLane(ctx, tx, it.TargetLane)
-	return err == nil && ok && source.Prefix != target.Prefix
-}
-
-// putOff gives an item back, to be tried again after the delay.
-func (s *Store) putOff(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error, delay time.Duration) error {
-	counted := 0
-	var code, words *string
-	if f != nil {
-		text := f.Error()
-		counted, code, words = 1, &f.Code, &text
-	}
-	_, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} SET leased_until = NULL, failure_count = failure_count + ?,
-			first_failed_at = coalesce(first_failed_at, CASE WHEN CAST(? AS integer) = 1 THEN {now} END),
-			error_code = ?, error = ?, next_attempt_at = {now} + ?
-		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state = 'owed'`),
-		counted, counted, code, words, delay.Microseconds(), it.CopySequence, it.MediaID, it.Token)
 	return err
 }
 
-func wrap(doing string, err error) error {
-	if err == nil {
-		return nil
+func (j *job) effects(etag string) ledger.Effects {
+	effects := ledger.Effects{Put: &ledger.Object{
+		LaneID: j.TargetLane, MediaID: j.MediaID, Version: j.Version, Sequence: j.CopySequence,
+		Bucket: &j.target.Bucket, Key: &j.key, ContentType: j.ContentType, Size: j.Size, ETag: etag,
+	}}
+	for _, write := range j.view.PossibleWrites {
+		if write.Key == j.key {
+			effects.Settled = append(effects.Settled, write)
+		}
 	}
-	return fmt.Errorf("%s: %w", doing, err)
+	return effects
+}
+
+func (j *job) sourceChanged() error {
+	return failure.New(failure.Permanent, failure.SourceChanged,
+		"media %q can't be copied: its object at %q in bucket %s was replaced or removed since the environment was made",
+		j.MediaID, j.SourceKey, j.SourceBucket)
+}
+
+func (j *job) keyTaken() error {
+	return failure.New(failure.Permanent, failure.KeyTaken,
+		"media %q can't be copied to key %q in bucket %s: another object is there; have it moved away, then retry",
+		j.MediaID, j.key, j.target.Bucket)
 }

@@ -5,18 +5,27 @@
 // job of its own. An item that is owed acts like an earlier event of its media
 // and file name, in the source and in the target: who would change either
 // first makes the copy.
+//
+// Whoever ends an item holds the row of its target's lane (FOR UPDATE), and
+// whoever takes a snapshot that of its source's. Both conflict with the key
+// share that a settlement holds on its lanes. So each event or item either has
+// ended before a snapshot, and is in the ledger, or sees that the snapshot
+// waits for it.
 package environment
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/integration"
 	"github.com/ownbucket/ownbucket/internal/ledger"
 	"github.com/ownbucket/ownbucket/internal/outbox"
@@ -31,8 +40,10 @@ const (
 	ended   = "ended"
 )
 
-// The states of an item.
+// The states of an item. A waiting one has no object yet: earlier events of
+// its media, or items into the source, must end first.
 const (
+	waiting   = "waiting"
 	owed      = "owed"
 	done      = "done"
 	failed    = "failed"
@@ -43,7 +54,8 @@ const (
 type Options struct {
 	// Lease is how long an item belongs to a worker that doesn't renew.
 	Lease time.Duration
-	// Concurrency bounds the items that one worker copies at once.
+	// Concurrency bounds the items that one worker copies at once to one
+	// environment.
 	Concurrency int
 	// Attempts is after how many transient failures an item fails.
 	Attempts int
@@ -77,47 +89,54 @@ func (s *Store) Wake() {
 
 // item is one media that a copy owes.
 type item struct {
-	CopySequence  int64  `db:"copy_sequence"`
-	MediaID       string `db:"media_id"`
-	SourceLane    int64  `db:"source_lane"`
-	TargetLane    int64  `db:"target_lane"`
-	SourceBucket  string `db:"source_bucket"`
-	SourceKey     string `db:"source_key"`
-	SourceETag    string `db:"source_etag"`
-	FileName      string `db:"file_name"`
-	Version       int64  `db:"version"`
-	ContentType   string `db:"content_type"`
-	Size          int64  `db:"size"`
-	FailureCount  int    `db:"failure_count"`
-	FirstFailedAt *int64 `db:"first_failed_at"`
-	Token         int64  `db:"lease_token"`
-	CopyState     string `db:"copy_state"`
-	TargetHeld    bool   `db:"target_held"`
-	Now           int64  `db:"now_us"`
+	CopySequence   int64  `db:"copy_sequence"`
+	MediaID        string `db:"media_id"`
+	SourceLane     int64  `db:"source_lane"`
+	TargetLane     int64  `db:"target_lane"`
+	SourceBucket   string `db:"source_bucket"`
+	SourceKey      string `db:"source_key"`
+	SourceETag     string `db:"source_etag"`
+	FileName       string `db:"file_name"`
+	Version        int64  `db:"version"`
+	ContentType    string `db:"content_type"`
+	Size           int64  `db:"size"`
+	State          string `db:"state"`
+	FailureCount   int    `db:"failure_count"`
+	FirstFailedAt  *int64 `db:"first_failed_at"`
+	DeniedAt       *int64 `db:"denied_at"`
+	DeniedCount    int    `db:"denied_count"`
+	MayHaveWritten bool   `db:"may_have_written"`
+	Token          int64  `db:"lease_token"`
 
-	// key is where this attempt copies to, once it was decided.
-	key string
+	// asked is when the lease was asked for.
+	asked time.Time
+	// key is where this attempt copies to, once that was decided. unsure tells
+	// that an object of ours may stand there.
+	key    string
+	unsure bool
 }
 
-const itemColumns = `i.copy_sequence, i.media_id, i.source_lane, i.target_lane, i.source_bucket, i.source_key,
-	i.source_etag, i.file_name, i.version, i.content_type, i.size, i.failure_count, i.first_failed_at,
-	i.lease_token, c.state AS copy_state, l.held AS target_held, {now} AS now_us`
+const itemColumns = `copy_sequence, media_id, source_lane, target_lane, source_bucket, source_key, source_etag,
+	file_name, version, content_type, size, state, failure_count, first_failed_at, denied_at, denied_count,
+	may_have_written, lease_token`
 
-const itemTables = `{copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
-	JOIN {lanes} l ON l.lane_id = i.target_lane`
-
-// lockLane serialises with whoever settles events of the lane or looks at its
-// snapshots.
-func (s *Store) lockLane(ctx context.Context, tx *sqlx.Tx, laneID int64) error {
-	var id int64
-	err := tx.GetContext(ctx, &id, s.db.SQL(`SELECT lane_id FROM {lanes} WHERE lane_id = ? {for_update}`), laneID)
-	if err != nil {
-		return fmt.Errorf("lock lane %d: %w", laneID, err)
+// lockLanes serialises with whoever settles events of the lanes, ends items
+// into them or takes snapshots of them.
+func (s *Store) lockLanes(ctx context.Context, tx *sqlx.Tx, lanes ...int64) error {
+	slices.Sort(lanes)
+	for _, laneID := range slices.Compact(lanes) {
+		var locked int64
+		err := tx.GetContext(ctx, &locked, s.db.SQL(`SELECT lane_id FROM {lanes} WHERE lane_id = ? {for_update}`), laneID)
+		if err != nil {
+			return fmt.Errorf("lock lane %d: %w", laneID, err)
+		}
 	}
 	return nil
 }
 
 // openGate lets a source's later events start when no snapshot of it is due.
+// The caller has locked the lane in an earlier statement, so that this one
+// sees what was assigned meanwhile.
 func (s *Store) openGate(ctx context.Context, tx *sqlx.Tx, laneID int64) error {
 	_, err := tx.ExecContext(ctx, s.db.SQL(`
 		UPDATE {lanes} SET wake = wake + 1, ready_at = coalesce(ready_at, {now}),
@@ -129,16 +148,20 @@ func (s *Store) openGate(ctx context.Context, tx *sqlx.Tx, laneID int64) error {
 	return nil
 }
 
-func encode(values any) (string, error) {
+// rows encodes the argument of a {rows …} table.
+func rows(values any) (string, error) {
 	encoded, err := json.Marshal(values)
-	return string(encoded), err
+	if err != nil {
+		return "", fmt.Errorf("encode rows: %w", err)
+	}
+	return string(encoded), nil
 }
 
-// ending is the end of a media's event or item, at that place of its lane.
-type ending struct {
-	laneID   int64
-	mediaID  string
-	sequence int64
+func wrap(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", doing, err)
 }
 
 // Record writes what settled events did to the ledger, to copies that their
@@ -149,8 +172,8 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 	var endings []ending
 	for _, st := range settled {
 		effects = append(effects, st.Effects)
-		if st.Ends() && st.Event.Media() != "" && st.Event.Sequence < snapshots[st.Event.LaneID] {
-			endings = append(endings, ending{st.Event.LaneID, st.Event.Media(), st.Event.Sequence})
+		if st.Ends() && st.Event.Media() != "" && snapshots[st.Event.LaneID] > 0 {
+			endings = append(endings, ending{LaneID: st.Event.LaneID, MediaID: st.Event.Media(), Changed: st.Effects.Put != nil})
 		}
 	}
 	if err := s.ledger.Apply(ctx, tx, effects); err != nil {
@@ -161,5 +184,23 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 			return err
 		}
 	}
+	if err := s.lookAgainAt(ctx, tx, endings); err != nil {
+		return err
+	}
 	return s.join(ctx, tx, endings)
+}
+
+// recordOne writes what an event of a whole environment did, and blocks an
+// integration that turned us away.
+func (s *Store) recordOne(ctx context.Context, tx *sqlx.Tx, st *outbox.Settlement) error {
+	e := st.Event
+	switch {
+	case st.Kind == outbox.Yield && st.Failure != nil && st.Failure.Class == failure.Integration:
+		return s.settings.BlockTx(ctx, tx, e.LaneID, st.Failure.Code, st.Failure.Error())
+	case st.Kind == outbox.Complete && e.Type == events.EnvironmentDeletedType && st.Outcome != outbox.Superseded:
+		return s.forget(ctx, tx, e)
+	case st.Kind == outbox.Complete && e.Type == events.EnvironmentCreatedType && st.Outcome == outbox.Superseded:
+		return s.cancelCopy(ctx, tx, e.Sequence)
+	}
+	return nil
 }

@@ -38,14 +38,18 @@ type Shown struct {
 	Failures []Failure `json:"failures"`
 }
 
-// listQuery has, for each environment, the last copy that was made into it.
+// listQuery has, for each environment, the last copy that was made into it. A
+// copy that owes nothing any more is over, whether or not the worker has noted
+// that already.
 const listQuery = `
 	SELECT service_id, environment_id, source_environment_id, directory, total, done, failed,
-		CASE WHEN deleting THEN 'deleting' WHEN copy_state <> 'ended' THEN 'running'
+		CASE WHEN deleting THEN 'deleting' WHEN copy_state IN ('pending', 'planned') OR open > 0 THEN 'running'
 			WHEN failed > 0 THEN 'incomplete' ELSE 'complete' END AS state
 	FROM (SELECT t.lane_id, t.service_id, t.environment_id, s.environment_id AS source_environment_id,
 			coalesce(i.directory, '') AS directory, c.state AS copy_state,
 			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state <> 'cancelled') AS total,
+			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence
+				AND x.state IN ('waiting', 'owed')) AS open,
 			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state = 'done') AS done,
 			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state = 'failed') AS failed,
 			EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = c.target_lane AND e.media_id IS NULL

@@ -7,85 +7,123 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/ledger"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
 const (
-	// copyFirstFor is how long an event of the source waits at most for a copy
-	// that fails for a while.
+	// copyFirstFor is how long the source waits at most for a copy that fails,
+	// or can't begin, for a while.
 	copyFirstFor = time.Minute
 	// lookAgain is when an event that waits for another worker's copy is
-	// started again.
+	// started again; lookLater where an event of the source must end first.
 	lookAgain = 100 * time.Millisecond
+	lookLater = time.Second
 )
+
+// owing is an item that an event may have to wait for.
+type owing struct {
+	item
+	CopyState  string `db:"copy_state"`
+	TargetHeld bool   `db:"target_held"`
+	// CreationDue tells that the copy's EnvironmentCreated will run by itself.
+	CreationDue bool  `db:"creation_due"`
+	Now         int64 `db:"now_us"`
+}
+
+const owingColumns = itemColumns + `,
+	(SELECT c.state FROM {copies} c WHERE c.sequence = copy_sequence) AS copy_state,
+	(SELECT l.held FROM {lanes} l WHERE l.lane_id = target_lane) AS target_held,
+	EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = copy_sequence
+		AND e.state IN ('available', 'running', 'retryable')) AS creation_due, {now} AS now_us`
 
 // CopyFirst makes the copies that are owed of the event's media and file
 // names, from its environment or into it. A copy that another worker is making
 // is waited for.
 func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []string) error {
-	items, err := s.owed(ctx, d.Event, names)
+	items, err := s.owing(ctx, d.Event, names)
 	if err != nil {
 		return err
 	}
 	for i := range items {
-		if err := s.copyFirst(ctx, d.Event, &items[i]); err != nil {
+		o := &items[i]
+		switch {
+		case o.State == waiting:
+			err = s.awaitJoin(d.Event)
+		case o.SourceLane == d.Event.LaneID:
+			err = s.copyFromHere(ctx, o)
+		default:
+			err = s.copyToHere(ctx, o)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Store) owed(ctx context.Context, e *outbox.Event, names []string) ([]item, error) {
-	encoded, err := encode(namesOf(names))
-	if err != nil {
-		return nil, err
-	}
-	const from = `SELECT ` + itemColumns + ` FROM ` + itemTables + ` WHERE i.state = 'owed' AND c.sequence < ? AND `
-	const byName = `i.file_name IN (SELECT name FROM {rows v(name text)})`
-	var items []item
-	err = s.db.SelectContext(ctx, &items, s.db.SQL(
-		from+`i.source_lane = ? AND i.media_id = ? UNION `+
-			from+`i.target_lane = ? AND i.media_id = ? UNION `+
-			from+`i.source_lane = ? AND `+byName+` UNION `+
-			from+`i.target_lane = ? AND `+byName+` ORDER BY 1`),
-		e.Sequence, e.LaneID, e.Media(), e.Sequence, e.LaneID, e.Media(),
-		e.Sequence, e.LaneID, encoded, e.Sequence, e.LaneID, encoded)
-	return items, wrap("look for copies that come first", err)
-}
-
-func namesOf(names []string) []map[string]string {
+// owing looks up what comes before the event. Of its own media, that is all
+// that is owed from here, also where the event was published earlier but came
+// too late for the snapshot: the object would be gone.
+func (s *Store) owing(ctx context.Context, e *outbox.Event, names []string) ([]owing, error) {
 	list := make([]map[string]string, len(names))
 	for i, name := range names {
 		list[i] = map[string]string{"name": name}
 	}
-	return list
+	encoded, err := rows(list)
+	if err != nil {
+		return nil, err
+	}
+	const from = `SELECT ` + owingColumns + ` FROM {copy_items} WHERE `
+	const earlier = ` AND copy_sequence < ?`
+	const byName = ` AND file_name IN (SELECT name FROM {rows v(name text)})`
+	var items []owing
+	err = s.db.SelectContext(ctx, &items, s.db.SQL(
+		from+`state = 'owed' AND source_lane = ? AND media_id = ? UNION `+
+			from+`state = 'owed' AND target_lane = ? AND media_id = ?`+earlier+` UNION `+
+			from+`state = 'waiting' AND target_lane = ? AND media_id = ?`+earlier+` UNION `+
+			from+`state = 'owed' AND source_lane = ?`+byName+earlier+` UNION `+
+			from+`state = 'owed' AND target_lane = ?`+byName+earlier+` ORDER BY 1`),
+		e.LaneID, e.Media(), e.LaneID, e.Media(), e.Sequence, e.LaneID, e.Media(), e.Sequence,
+		e.LaneID, encoded, e.Sequence, e.LaneID, encoded, e.Sequence)
+	return items, wrap("look for copies that come first", err)
 }
 
-func (s *Store) copyFirst(ctx context.Context, e *outbox.Event, it *item) error {
-	fromSource := it.SourceLane == e.LaneID
-	if it.CopyState != active || it.TargetHeld {
-		if !fromSource {
-			return &outbox.Wait{For: lookAgain, Reason: "the environment's copy is about to begin"}
-		}
-		wait, err := s.awaitsItsEvent(ctx, it)
-		if err != nil {
+// awaitJoin holds back what would find nothing to rename. An upload or a
+// deletion needs no earlier object, and the item will find that it is late.
+func (s *Store) awaitJoin(e *outbox.Event) error {
+	if e.Type != events.MediaRenamedType {
+		return nil
+	}
+	return &outbox.Wait{For: lookLater, Reason: "the media is yet to be copied to this environment"}
+}
+
+// copyFromHere makes a copy whose source the event will change. The source
+// never waits for long for another environment's troubles.
+func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
+	what := scope{copySequence: o.CopySequence, targetLane: o.TargetLane, mediaID: o.MediaID}
+	switch {
+	case o.TargetHeld, o.CopyState != active && !o.CreationDue:
+		return s.giveUpOne(ctx, what, "the environment that it is copied to can't take it now")
+	case o.CopyState != active && o.tired():
+		return s.giveUpOne(ctx, what, "the environment that it is copied to was not ready in time")
+	case o.CopyState != active:
+		if err := s.startWaiting(ctx, what); err != nil {
 			return err
 		}
-		if wait {
-			return &outbox.Wait{For: lookAgain, Reason: "a copy from here is about to begin"}
-		}
-		return s.giveUp(ctx, it, "the environment that it is copied to can't take it now")
+		return &outbox.Wait{For: lookAgain, Reason: "a copy from here is about to begin"}
 	}
-	mine, err := s.lease(ctx, it)
+	mine, err := s.lease(ctx, &o.item)
 	if err != nil {
 		return err
 	}
 	if !mine {
 		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
 	}
-	err = s.copyItem(ctx, it)
-	if err == nil {
+	if err = s.copyItem(ctx, &o.item, true); err == nil {
 		return nil
 	}
 	switch f := failure.Of(err); {
@@ -93,49 +131,140 @@ func (s *Store) copyFirst(ctx context.Context, e *outbox.Event, it *item) error 
 		return nil // the item has failed, which is none of the event's business
 	case f.Class == failure.Interrupted:
 		return err
-	case !fromSource:
-		return &outbox.Wait{For: s.options.Backoff(it.FailureCount + 1), Reason: "a copy that comes first failed for now"}
-	case f.Class == failure.Integration || s.tiredOf(it):
-		return s.giveUp(ctx, it, f.Error())
-	default:
-		delay := min(s.options.Backoff(it.FailureCount+1), copyFirstFor/6)
-		return &outbox.Wait{For: max(delay, lookAgain), Reason: "a copy that comes first failed for now"}
+	case f.Class == failure.Integration || o.tired():
+		return s.giveUpOne(ctx, what, f.Error())
 	}
+	delay := min(s.options.Backoff(o.FailureCount+1), copyFirstFor/6)
+	return &outbox.Wait{For: max(delay, lookAgain), Reason: "a copy that comes first failed for now"}
 }
 
-// tiredOf tells whether an item has failed for as long as the source waits.
-func (s *Store) tiredOf(it *item) bool {
-	return it.FirstFailedAt != nil && it.Now-*it.FirstFailedAt >= copyFirstFor.Microseconds()
-}
-
-// awaitsItsEvent tells whether a planned copy will start by itself soon.
-func (s *Store) awaitsItsEvent(ctx context.Context, it *item) (bool, error) {
-	if it.TargetHeld {
-		return false, nil
+// copyToHere makes a copy that stands before the event in its own environment.
+func (s *Store) copyToHere(ctx context.Context, o *owing) error {
+	switch {
+	case o.CopyState != active && !o.CreationDue:
+		return nil // it failed: nothing is copied unless that is replayed
+	case o.CopyState != active || o.TargetHeld:
+		return &outbox.Wait{For: lookAgain, Reason: "the environment's copy is about to begin"}
 	}
-	var unfinished bool
-	err := s.db.GetContext(ctx, &unfinished, s.db.SQL(`
-		SELECT EXISTS (SELECT 1 FROM {outbox} WHERE sequence = ? AND state IN ('available', 'running') AND NOT parked)`),
-		it.CopySequence)
-	return unfinished, wrap("look at the event of a copy", err)
-}
-
-// giveUp fails an item that would hold up its source, so that the source goes on.
-func (s *Store) giveUp(ctx context.Context, it *item, reason string) error {
-	words := fmt.Sprintf("media %q was changed in its environment before it could be copied: %s", it.MediaID, reason)
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		result, err := tx.ExecContext(ctx, s.db.SQL(`
-			UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?, leased_until = NULL
-			WHERE copy_sequence = ? AND media_id = ? AND state = 'owed'
-				AND (leased_until IS NULL OR leased_until < {now})`),
-			failure.SourceChanged, words, it.CopySequence, it.MediaID)
-		if err != nil {
-			return err
-		}
-		if n, err := result.RowsAffected(); err != nil || n > 0 {
-			return err
-		}
+	mine, err := s.lease(ctx, &o.item)
+	if err != nil {
+		return err
+	}
+	if !mine {
 		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
-	})
+	}
+	if err = s.copyItem(ctx, &o.item, false); err == nil {
+		return nil
+	}
+	switch f := failure.Of(err); f.Class {
+	case failure.Interrupted:
+		return err
+	case failure.Permanent:
+		if f.Code != failure.SourceChanged {
+			return nil
+		}
+		// It may be looked at again, after an event of the source.
+		return &outbox.Wait{For: lookAgain, Reason: "a copy that comes first waits for its source"}
+	case failure.Transient, failure.Integration:
+	}
+	return &outbox.Wait{For: max(s.options.Backoff(o.FailureCount+1), lookAgain), Reason: "a copy that comes first failed for now"}
+}
+
+// tired tells whether an item has failed, or was waited for, for as long as
+// the source waits.
+func (o *owing) tired() bool {
+	return o.FirstFailedAt != nil && o.Now-*o.FirstFailedAt >= copyFirstFor.Microseconds()
+}
+
+// scope is which items of a copy are meant: one media's, or all where that is
+// empty, or those only that have been waited for too long.
+type scope struct {
+	copySequence, targetLane int64
+	mediaID                  string
+	tired                    bool
+}
+
+const inScope = `copy_sequence = ? AND (CAST(? AS text) = '' OR media_id = ?) AND state = 'owed'`
+
+// startWaiting lets the time run that the source waits for items.
+func (s *Store) startWaiting(ctx context.Context, what scope) error {
+	_, err := s.db.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copy_items} SET first_failed_at = {now} WHERE first_failed_at IS NULL AND `+inScope),
+		what.copySequence, what.mediaID, what.mediaID)
+	return wrap("note that a copy is waited for", err)
+}
+
+// giveUpOne fails an item that would hold up its source, so that the source
+// goes on.
+func (s *Store) giveUpOne(ctx context.Context, what scope, why string) error {
+	left, err := s.giveUp(ctx, what, why)
+	if err == nil && left {
+		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
+	}
 	return err
+}
+
+// giveUp fails items that nobody copies right now. It tells whether any are
+// left.
+func (s *Store) giveUp(ctx context.Context, what scope, why string) (left bool, err error) {
+	words := "the media was changed in its environment before it could be copied: " + why
+	_, reasonWords := reason(failure.New(failure.Permanent, failure.SourceChanged, "%s", words))
+	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		if err := s.lockLanes(ctx, tx, what.targetLane); err != nil {
+			return err
+		}
+		var given []item
+		if err := tx.SelectContext(ctx, &given, s.db.SQL(`
+			UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?,
+				may_have_written = (may_have_written OR leased_until IS NOT NULL), leased_until = NULL
+			WHERE `+inScope+` AND (leased_until IS NULL OR leased_until < {now})
+			AND (CAST(? AS integer) = 0 OR first_failed_at < {now} - ?) RETURNING `+itemColumns),
+			failure.SourceChanged, reasonWords, what.copySequence, what.mediaID, what.mediaID,
+			number(what.tired), copyFirstFor.Microseconds()); err != nil {
+			return err
+		}
+		if err := s.noteLeftovers(ctx, tx, what.targetLane, given); err != nil {
+			return err
+		}
+		endings := make([]ending, len(given))
+		for i, it := range given {
+			endings[i] = ending{LaneID: it.TargetLane, MediaID: it.MediaID, Failed: true}
+		}
+		if err := s.closeCopy(ctx, tx, what.copySequence); err != nil {
+			return err
+		}
+		if err := s.join(ctx, tx, endings); err != nil {
+			return err
+		}
+		return tx.GetContext(ctx, &left, s.db.SQL(`SELECT EXISTS (SELECT 1 FROM {copy_items} WHERE `+inScope+`)`),
+			what.copySequence, what.mediaID, what.mediaID)
+	})
+	return left, wrap("give up items of a copy", err)
+}
+
+// noteLeftovers records what earlier attempts of items may have written.
+func (s *Store) noteLeftovers(ctx context.Context, tx *sqlx.Tx, targetLane int64, items []item) error {
+	target, exists, err := s.settings.ByLane(ctx, tx, targetLane)
+	if err != nil || !exists {
+		return err
+	}
+	var possible []ledger.PossibleWrite
+	for i := range items {
+		it := &items[i]
+		if !it.MayHaveWritten {
+			continue
+		}
+		if it.key, err = bucket.Key(target.Prefix, target.Directory, it.FileName); err != nil {
+			return fmt.Errorf("name what an item may have written: %w", err)
+		}
+		possible = append(possible, it.possibleWrite())
+	}
+	return s.ledger.Apply(ctx, tx, []ledger.Effects{{Possible: possible}})
+}
+
+func number(yes bool) int {
+	if yes {
+		return 1
+	}
+	return 0
 }

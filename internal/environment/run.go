@@ -3,87 +3,169 @@ package environment
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
+const (
+	// grace is how long items may go on after a shutdown began.
+	grace = 10 * time.Second
+	// copiesAtOnce is how many copies a worker serves with all their slots.
+	copiesAtOnce = 4
+)
+
 // Run takes snapshots and copies items until the context ends, and returns
 // when what it began is recorded.
 func (s *Store) Run(ctx context.Context, poll time.Duration, logger *slog.Logger) {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	r := &runner{
+		store: s, logger: logger, free: copiesAtOnce * s.options.Concurrency,
+		lanes: make(map[int64]*lane), finished: make(chan finished),
+	}
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		more, err := s.round(ctx, logger)
-		if err != nil && ctx.Err() == nil {
+		if err := r.round(ctx, work); err != nil && ctx.Err() == nil {
 			logger.Error("environments could not be copied: trying again", "error", err)
-		}
-		if more && err == nil {
-			continue
 		}
 		select {
 		case <-ctx.Done():
 		case <-s.woken:
 		case <-tick.C:
+		case f := <-r.finished:
+			r.finish(f)
 		}
 	}
+	r.drain(stop)
 }
 
-// round takes what is due once. It tells whether there is likely more.
-func (s *Store) round(ctx context.Context, logger *slog.Logger) (bool, error) {
-	if err := s.Snapshots(ctx); err != nil {
-		return false, err
+// runner shares one worker's slots among the environments that are copied to.
+// One whose calls time out or are throttled shrinks to one item at a time and
+// grows back on success; all such together use at most half of the slots.
+type runner struct {
+	store    *Store
+	logger   *slog.Logger
+	free     int
+	running  int
+	slow     int
+	lanes    map[int64]*lane // by target
+	finished chan finished
+}
+
+// lane is one environment that is copied to.
+type lane struct {
+	limit   int
+	running int
+	slow    bool
+}
+
+type finished struct {
+	target int64
+	slow   bool
+	err    error
+}
+
+const startingLimit = 2
+
+// round does what is due, as far as slots are free.
+func (r *runner) round(ctx, work context.Context) error {
+	if err := r.store.Snapshots(ctx); err != nil {
+		return err
 	}
-	items, err := s.due(ctx, 4*s.options.Concurrency)
+	copies, err := r.store.dueCopies(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
-	var copying sync.WaitGroup
-	slots := make(chan struct{}, s.options.Concurrency)
+	for _, c := range copies {
+		if err := r.begin(ctx, work, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// begin starts items of a copy in its target's free slots.
+func (r *runner) begin(ctx, work context.Context, c dueCopy) error {
+	l := r.lanes[c.TargetLane]
+	if l == nil {
+		l = &lane{limit: min(startingLimit, r.store.options.Concurrency)}
+		r.lanes[c.TargetLane] = l
+	}
+	room := min(l.limit-l.running, r.free)
+	if l.slow {
+		room = min(room, copiesAtOnce*r.store.options.Concurrency/2-r.slow)
+	}
+	if room <= 0 {
+		return nil
+	}
+	items, err := r.store.claim(ctx, c.Sequence, room)
+	if err != nil {
+		return err
+	}
 	for i := range items {
-		it := &items[i]
-		slots <- struct{}{}
-		if ctx.Err() != nil {
-			break
+		it, slow := &items[i], l.slow
+		l.running++
+		r.running++
+		r.free--
+		if slow {
+			r.slow++
 		}
-		mine, err := s.lease(ctx, it)
-		if err != nil || !mine {
-			<-slots
-			continue
-		}
-		copying.Go(func() {
-			defer func() { <-slots }()
-			if err := s.copyItem(ctx, it); err != nil && failure.Of(err).Class != failure.Interrupted {
-				logger.Warn("a media could not be copied to its environment", "media_id", it.MediaID,
-					"lane_id", it.TargetLane, "error", err)
-			}
-		})
+		go func() {
+			r.finished <- finished{it.TargetLane, slow, r.store.copyItem(work, it, false)}
+		}()
 	}
-	copying.Wait()
-	return len(items) > 0, s.closeCopies(ctx)
+	return nil
 }
 
-// due lists items of active copies whose target isn't blocked or paused.
-func (s *Store) due(ctx context.Context, n int) ([]item, error) {
-	var items []item
-	err := s.db.SelectContext(ctx, &items, s.db.SQL(`
-		SELECT `+itemColumns+` FROM `+itemTables+`
-		WHERE i.state = 'owed' AND i.next_attempt_at <= {now} AND c.state = 'active' AND NOT l.held
-		AND (i.leased_until IS NULL OR i.leased_until < {now})
-		ORDER BY i.next_attempt_at, i.copy_sequence LIMIT ?`), n)
-	return items, wrap("look for items to copy", err)
+func (r *runner) finish(f finished) {
+	l := r.lanes[f.target]
+	l.running--
+	r.running--
+	r.free++
+	if f.slow {
+		r.slow--
+	}
+	if f.err == nil {
+		if l.limit = min(l.limit+1, r.store.options.Concurrency); l.limit > startingLimit {
+			l.slow = false
+		}
+		return
+	}
+	failed := failure.Of(f.err)
+	if failed.Slows() {
+		l.limit, l.slow = 1, true
+	}
+	if failed.Class != failure.Interrupted {
+		r.logger.Warn("a media could not be copied to its environment", "lane_id", f.target,
+			"error_class", failed.Class, "error_code", failed.Code, "error", failed)
+	}
 }
 
-// closeCopies ends copies that owe nothing and that no media can join any more.
-func (s *Store) closeCopies(ctx context.Context) error {
-	_, err := s.db.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copies} SET state = 'ended' WHERE state = 'active'
-		AND NOT EXISTS (SELECT 1 FROM {copy_items} i WHERE i.copy_sequence = {copies}.sequence AND i.state = 'owed')
-		AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = {copies}.source_lane
-			AND e.sequence < {copies}.sequence AND e.media_id IS NOT NULL
-			AND e.state IN ('available', 'running', 'retryable'))
-		AND NOT EXISTS (SELECT 1 FROM {copy_items} o WHERE o.target_lane = {copies}.source_lane
-			AND o.copy_sequence < {copies}.sequence AND o.state = 'owed')`))
-	return wrap("end finished copies", err)
+// drain waits for what runs, and interrupts it when the grace period is over.
+func (r *runner) drain(interrupt func()) {
+	timer := time.AfterFunc(grace, interrupt)
+	defer timer.Stop()
+	for r.running > 0 {
+		r.finish(<-r.finished)
+	}
+}
+
+type dueCopy struct {
+	Sequence   int64 `db:"sequence"`
+	TargetLane int64 `db:"target_lane"`
+}
+
+// dueCopies lists active copies that have items to copy now and whose target
+// isn't blocked or paused.
+func (s *Store) dueCopies(ctx context.Context) ([]dueCopy, error) {
+	var copies []dueCopy
+	err := s.db.SelectContext(ctx, &copies, s.db.SQL(`
+		SELECT c.sequence, c.target_lane FROM {copies} c JOIN {lanes} l ON l.lane_id = c.target_lane
+		WHERE c.state = 'active' AND NOT l.held AND EXISTS (SELECT 1 FROM {copy_items} i
+			WHERE i.copy_sequence = c.sequence AND i.state = 'owed' AND i.next_attempt_at <= (SELECT {now})
+			AND (i.leased_until IS NULL OR i.leased_until < (SELECT {now})))
+		ORDER BY c.sequence`))
+	return copies, wrap("look for items to copy", err)
 }

@@ -142,7 +142,7 @@ func (s *Store) retry(ctx context.Context, tx *sqlx.Tx, sequences []int64) (int6
 	var lanes []int64
 	if err := tx.SelectContext(ctx, &lanes, s.db.SQL(`
 		UPDATE {outbox} AS e SET state = 'available', parked = false, requeued = true, next_attempt_at = NULL,
-			failure_count = 0, denied_count = 0, lapse_count = 0, finished_at = NULL
+			failure_count = 0, denied_at = NULL, denied_count = 0, lapse_count = 0, finished_at = NULL
 		WHERE e.sequence IN {ids} AND `+retryTakes+` RETURNING lane_id`), ids); err != nil || len(lanes) == 0 {
 		return 0, err
 	}

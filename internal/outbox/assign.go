@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jmoiron/sqlx"
 
@@ -157,7 +160,7 @@ func assign(event *Event) *assignment {
 		Sequence:    event.Sequence,
 		State:       Available,
 		Resources:   "[]",
-		environment: environment{event.ServiceID, event.EnvironmentID},
+		environment: environmentOf(event),
 	}
 	parsed, err := events.Parse(event.Type, event.ServiceID, event.EnvironmentID, event.Data)
 	if err != nil {
@@ -192,6 +195,19 @@ func assign(event *Event) *assignment {
 	return a
 }
 
+// environmentOf tells which lane an event belongs to. What no database could
+// keep as a name, and only an invalid event has, leads to one lane without a
+// name: one bad event must not keep all others from being assigned.
+func environmentOf(event *Event) environment {
+	const longest = 1024 // bytes; two of them fit into PostgreSQL's index entries
+	for _, name := range []string{event.ServiceID, event.EnvironmentID} {
+		if len(name) > longest || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
+			return environment{}
+		}
+	}
+	return environment{event.ServiceID, event.EnvironmentID}
+}
+
 // place writes the assignments, and wakes their lanes.
 func (s *Store) place(ctx context.Context, tx *sqlx.Tx, assignments []*assignment,
 	known map[environment]int64, done *Assigned) error {
@@ -204,7 +220,7 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, assignments []*assignmen
 	if err := s.laneIDs(ctx, tx, known); err != nil {
 		return err
 	}
-	last, err := s.lockLanes(ctx, tx, known)
+	last, err := s.lastSequences(ctx, tx, known)
 	if err != nil {
 		return err
 	}
@@ -322,14 +338,10 @@ func (s *Store) laneIDs(ctx context.Context, tx *sqlx.Tx, known map[environment]
 	return nil
 }
 
-// lockLanes locks lanes in the one order that all do it in, and tells the
+// lastSequences locks lanes in the one order that all do it in, and tells the
 // highest sequence that each was ever given.
-func (s *Store) lockLanes(ctx context.Context, tx *sqlx.Tx, known map[environment]int64) (map[int64]int64, error) {
-	var ids []int64
-	for _, laneID := range known {
-		ids = append(ids, laneID)
-	}
-	slices.Sort(ids)
+func (s *Store) lastSequences(ctx context.Context, tx *sqlx.Tx, known map[environment]int64) (map[int64]int64, error) {
+	ids := slices.Sorted(maps.Values(known))
 	encoded, err := rows(ids)
 	if err != nil {
 		return nil, err

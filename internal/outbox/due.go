@@ -3,6 +3,8 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -14,26 +16,48 @@ const (
 )
 
 // Promote makes parked events readable whose time has come. It tells which
-// lanes got some and whether there may be more.
+// lanes got some and whether there may be more. Lanes that another transaction
+// has locked come another time: nobody else's events wait for them.
 func (s *Store) Promote(ctx context.Context) (lanes []int64, more bool, err error) {
 	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		lanes, more = nil, false
-		var due []int64
+		var due []struct {
+			Sequence int64 `db:"sequence"`
+			LaneID   int64 `db:"lane_id"`
+		}
 		if err := tx.SelectContext(ctx, &due, s.db.SQL(`
-			UPDATE {outbox} SET state = 'available', parked = false, requeued = true, next_attempt_at = NULL
-			WHERE sequence IN (SELECT sequence FROM {outbox} WHERE next_attempt_at <= {now}
-				ORDER BY next_attempt_at LIMIT ? {skip_locked})
-			RETURNING lane_id`), dueBatch); err != nil || len(due) == 0 {
+			SELECT sequence, lane_id FROM {outbox} WHERE next_attempt_at <= {now}
+			ORDER BY next_attempt_at LIMIT ?`), dueBatch); err != nil || len(due) == 0 {
 			return err
 		}
 		distinct := make(map[int64]bool)
-		for _, laneID := range due {
+		for _, e := range due {
+			distinct[e.LaneID] = true
+		}
+		locked, err := s.lockLanes(ctx, tx, slices.Sorted(maps.Keys(distinct)), true)
+		if err != nil || len(locked) == 0 {
+			return err
+		}
+		clear(distinct)
+		for _, laneID := range locked {
 			distinct[laneID] = true
 		}
-		for laneID := range distinct {
-			lanes = append(lanes, laneID)
+		var sequences []int64
+		for _, e := range due {
+			if distinct[e.LaneID] {
+				sequences = append(sequences, e.Sequence)
+			}
 		}
-		more = len(due) == dueBatch
+		ids, err := rows(sequences)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, s.db.SQL(`
+			UPDATE {outbox} SET state = 'available', parked = false, requeued = true, next_attempt_at = NULL
+			WHERE sequence IN {ids} AND next_attempt_at <= {now}`), ids); err != nil {
+			return err
+		}
+		lanes, more = locked, len(due) == dueBatch
 		return s.wakeLanes(ctx, tx, distinct)
 	})
 	if err != nil {
@@ -69,30 +93,28 @@ func (s *Store) Prune(ctx context.Context, retention time.Duration, after int64)
 
 // Idle tells whether nothing is left that would run by itself soon: no event
 // is available or running in a lane that isn't held, none is deferred, and no
-// copy is due. Retries in the future, and what waits behind them, don't count.
+// copy is due or being made. Retries in the future, of events and of copies,
+// don't count, nor what waits for them. It is one statement, so that nothing
+// moves on between two looks.
 func (s *Store) Idle(ctx context.Context) (bool, error) {
-	for _, query := range []string{
-		`SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL)`,
-		`SELECT EXISTS (SELECT 1 FROM {lanes} WHERE leased_by IS NOT NULL)`,
-		`SELECT EXISTS (SELECT 1 FROM {lanes} WHERE ready_at IS NOT NULL AND NOT held)`,
-		`SELECT EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
+	var busy bool
+	if err := s.db.GetContext(ctx, &busy, s.db.SQL(`
+		SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL)
+		OR EXISTS (SELECT 1 FROM {lanes} WHERE leased_by IS NOT NULL)
+		OR EXISTS (SELECT 1 FROM {lanes} WHERE ready_at IS NOT NULL AND NOT held)
+		OR EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
 			WHERE e.next_attempt_at IS NOT NULL AND NOT l.held
-			AND (e.state = 'available' OR e.next_attempt_at <= {now}))`,
-		`SELECT EXISTS (SELECT 1 FROM {copies} WHERE state = 'pending')`,
-		`SELECT EXISTS (SELECT 1 FROM {copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
+			AND (e.next_attempt_at <= {now} OR e.state = 'available' AND NOT EXISTS (
+				SELECT 1 FROM {copy_items} i WHERE i.target_lane = e.lane_id AND i.media_id = e.media_id
+				AND (i.state = 'waiting' OR i.state = 'owed' AND i.next_attempt_at > {now}))))
+		OR EXISTS (SELECT 1 FROM {copies} WHERE state = 'pending')
+		OR EXISTS (SELECT 1 FROM {copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
 			JOIN {lanes} l ON l.lane_id = i.target_lane
 			WHERE i.state = 'owed' AND c.state = 'active'
-			AND (i.leased_until IS NOT NULL OR i.next_attempt_at <= {now} AND NOT l.held))`,
-	} {
-		var busy bool
-		if err := s.db.GetContext(ctx, &busy, s.db.SQL(query)); err != nil {
-			return false, fmt.Errorf("look whether the outbox is idle: %w", err)
-		}
-		if busy {
-			return false, nil
-		}
+			AND (i.leased_until >= {now} OR i.next_attempt_at <= {now} AND NOT l.held))`)); err != nil {
+		return false, fmt.Errorf("look whether the outbox is idle: %w", err)
 	}
-	return true, nil
+	return !busy, nil
 }
 
 // Waiting tells whether lanes with work have no holder.

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -87,7 +89,7 @@ func (s *Subscriber) fetch(ctx, work context.Context, r round) error {
 			s.Wake()
 		}
 	}
-	if err := s.claim(ctx, work, r.takeOver); err != nil {
+	if err := s.claim(work, r.takeOver); err != nil {
 		return err
 	}
 	if err := s.refill(ctx, r.statuses); err != nil {
@@ -104,7 +106,7 @@ func (s *Subscriber) fetch(ctx, work context.Context, r round) error {
 			return err
 		}
 	}
-	return s.giveBack(ctx)
+	return s.giveBack(work)
 }
 
 func (s *Subscriber) assign(ctx context.Context) error {
@@ -132,132 +134,111 @@ func (s *Subscriber) markRefill(lanes []int64) {
 	}
 }
 
-// claim leases more lanes while those held offer too little to start.
-func (s *Subscriber) claim(ctx, work context.Context, takeOver bool) error {
-	s.mu.Lock()
-	offered := 0
-	for _, l := range s.lanes {
-		if !l.status.Held && !l.leaving && !l.pace.slow {
-			offered += min(len(l.schedule.pending), max(l.pace.limit-len(l.schedule.running), 0))
-		}
-	}
-	room := maxLanes - len(s.lanes)
-	wanted := min(s.free+s.config.Concurrency-offered, room, max(s.config.Concurrency, 8))
-	s.mu.Unlock()
-
-	asked := time.Now()
-	var leased []Lane
-	if wanted > 0 {
-		var err error
-		if leased, err = s.store.Claim(ctx, s.config.Worker, wanted, s.config.Lease); err != nil {
-			return err
-		}
-		if len(leased) == wanted {
-			s.Wake()
-		}
-	}
-	if takeOver && room > len(leased) {
-		lapsed, err := s.store.TakeOver(ctx, s.config.Worker, room-len(leased), s.config.Lease)
-		if err != nil {
-			return err
-		}
-		if len(lapsed) > 0 {
-			s.config.Logger.Warn("took over lanes whose worker let its lease lapse", "lanes", len(lapsed))
-		}
-		leased = append(leased, lapsed...)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, lane := range leased {
-		if old := s.lanes[lane.LaneID]; old != nil {
-			old.end(ErrLeaseLost)
-		}
-		s.lanes[lane.LaneID] = s.newLane(work, lane, asked)
-	}
-	return nil
+// reading is a look for a lane's next events.
+type reading struct {
+	Reading
+	lane *lane
+	// fresh and requeued count what was found above and below the position.
+	fresh, requeued int
 }
 
 // refill reads on in lanes that may have more. What a lane's status was
 // before it was read decides whether the reading drained it.
 func (s *Subscriber) refill(ctx context.Context, all bool) error {
 	s.mu.Lock()
-	var look []*lane
-	for _, l := range s.laneList() {
-		if all || l.refill && len(l.schedule.pending) < l.window()/2 {
-			look = append(look, l)
+	look := make(map[int64]*lane)
+	for _, l := range s.lanes {
+		if all || l.refill && (len(l.schedule.pending) < l.window()/2 || l.schedule.stale()) {
+			look[l.LaneID] = l
+			l.ended = make(map[int64]bool)
 		}
-	}
-	parks := make(map[*lane]int, len(look))
-	ids := make([]int64, len(look))
-	for i, l := range look {
-		ids[i], parks[l] = l.LaneID, l.parks
 	}
 	s.mu.Unlock()
 	if len(look) == 0 {
 		return nil
 	}
-	statuses, err := s.store.Statuses(ctx, ids)
+	statuses, err := s.store.Statuses(ctx, slices.Sorted(maps.Keys(look)))
 	if err != nil {
 		return err
 	}
-
-	var readings []Reading
-	reading := make(map[int64]*lane)
-	limits := make(map[int64]int)
-	s.mu.Lock()
-	byID := make(map[int64]*lane, len(look))
-	for _, l := range look {
-		byID[l.LaneID] = l
-	}
-	for _, status := range statuses {
-		l := byID[status.LaneID]
-		if s.lanes[l.LaneID] != l || status.Token != l.Token {
-			continue
-		}
-		if status.Wake != l.status.Wake || l.status.LaneID == 0 {
-			l.refill = true
-		}
-		if l.status.Gate != nil && status.Gate == nil {
-			s.enqueue(l)
-		}
-		l.status = status
-		if limit := l.window() - len(l.schedule.pending); l.refill && limit > 0 && !status.Held && !l.leaving {
-			readings = append(readings, Reading{LaneID: l.LaneID, After: l.cursor, Limit: limit})
-			reading[l.LaneID], limits[l.LaneID] = l, limit
-			l.refill = false
-		}
-	}
-	s.mu.Unlock()
+	readings := s.readings(look, statuses)
 	if len(readings) == 0 {
 		return nil
 	}
-	found, err := s.store.Read(ctx, readings)
+	list := make([]Reading, 0, len(readings))
+	for _, r := range readings {
+		list = append(list, r.Reading)
+	}
+	found, err := s.store.Read(ctx, list)
 	if err != nil {
-		s.markRefill(ids)
+		s.markRefill(slices.Collect(maps.Keys(readings)))
 		return err
 	}
-	s.take(found, reading, limits, parks)
+	s.take(found, readings)
 	return nil
 }
 
-// take puts what was read into the lanes' schedules.
-func (s *Subscriber) take(found []*Event, reading map[int64]*lane, limits map[int64]int, parks map[*lane]int) {
+// readings notes what changed about lanes, and says which are to be read.
+func (s *Subscriber) readings(look map[int64]*lane, statuses []Status) map[int64]*reading {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	count := make(map[int64]int)
-	for _, e := range found {
-		l := reading[e.LaneID]
-		count[e.LaneID]++
-		l.schedule.add(e, l.status.Holds || l.parks != parks[l])
-		l.cursor = max(l.cursor, e.Sequence)
-	}
-	for laneID, l := range reading {
-		if count[laneID] < limits[laneID] {
-			l.drainedWake = l.status.Wake
-		} else {
-			l.drainedWake, l.refill = notDrained, true
+	list := make(map[int64]*reading)
+	for _, status := range statuses {
+		l := look[status.LaneID]
+		if s.lanes[l.LaneID] != l || status.Token != l.Token {
+			continue
 		}
-		s.enqueue(l)
+		before := l.status
+		l.status = status
+		l.status.DeletedSequence = max(before.DeletedSequence, status.DeletedSequence)
+		if before.LaneID == 0 || before.Wake != status.Wake {
+			l.refill = true
+		}
+		if before.Held != status.Held || before.gate() != status.gate() {
+			s.enqueue(l)
+		}
+		if before.gate() != status.gate() || before.SnapshotSequence != status.SnapshotSequence {
+			l.schedule.copying()
+		}
+		limit := l.window() - len(l.schedule.pending)
+		if l.schedule.stale() {
+			limit = max(limit, 1)
+		}
+		if l.refill && limit > 0 && !status.Held && !l.leaving {
+			l.refill = false
+			list[l.LaneID] = &reading{lane: l, Reading: Reading{
+				LaneID: l.LaneID, After: l.cursor, Limit: limit, Known: len(l.schedule.sequences),
+			}}
+		}
+	}
+	return list
+}
+
+// take puts what was read into the lanes' schedules. What ended meanwhile is
+// out of date.
+func (s *Subscriber) take(found []*Event, readings map[int64]*reading) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range found {
+		r := readings[e.LaneID]
+		l := r.lane
+		if e.Sequence > r.After {
+			r.fresh++
+		} else {
+			r.requeued++
+		}
+		l.cursor = max(l.cursor, e.Sequence)
+		if _, ended := l.ended[e.Sequence]; !ended {
+			l.schedule.add(e, l.status.Holds || slices.Contains(slices.Collect(maps.Values(l.ended)), true))
+		}
+	}
+	for _, r := range readings {
+		if r.fresh < r.Limit && r.requeued < r.Limit+r.Known {
+			r.lane.drainedWake = r.lane.status.Wake
+		} else {
+			r.lane.drainedWake, r.lane.refill = notDrained, true
+		}
+		s.enqueue(r.lane)
 	}
 }
 
@@ -268,88 +249,44 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 		lane             *lane
 		holding          Holding
 		running, waiting []*Event
+		doubt            int
 	}
 	var jobs []job
 	now := time.Now()
 	s.mu.Lock()
 	for _, l := range s.lanes {
-		if unchecked := l.schedule.unchecked(); len(unchecked) > 0 {
-			jobs = append(jobs, job{lane: l, holding: l.holding(), waiting: unchecked})
+		if unchecked, last := l.schedule.unchecked(); len(unchecked) > 0 {
+			jobs = append(jobs, job{lane: l, holding: l.holding(), waiting: unchecked, doubt: last})
 			continue
 		}
 		if !l.refill || len(l.schedule.pending) < l.window()/2 {
 			continue
 		}
 		if running, waiting := l.schedule.stuck(now); len(waiting) > 0 {
-			for _, e := range running {
+			// Any of them may end, or even start and end, before we are back.
+			for _, e := range slices.Concat(running, waiting) {
 				e.Holding = true
 			}
-			jobs = append(jobs, job{l, l.holding(), running, waiting})
+			jobs = append(jobs, job{lane: l, holding: l.holding(), running: running, waiting: waiting})
 		}
 	}
 	s.mu.Unlock()
 
 	for _, j := range jobs {
 		parked, err := s.store.Park(ctx, j.holding, j.running, j.waiting)
+		if errors.Is(err, ErrLeaseLost) {
+			s.lose(j.lane)
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		s.mu.Lock()
-		j.lane.schedule.checked(j.waiting)
+		j.lane.schedule.checked(j.doubt)
 		j.lane.schedule.park(parked)
 		s.enqueue(j.lane)
 		s.mu.Unlock()
 		s.Wake()
 	}
 	return nil
-}
-
-// rotate gives back lanes that have had their turn while others wait.
-func (s *Subscriber) rotate(ctx context.Context) error {
-	s.mu.Lock()
-	busy := s.free == 0
-	s.mu.Unlock()
-	if !busy {
-		return nil
-	}
-	waiting, err := s.store.Waiting(ctx)
-	if err != nil || !waiting {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	for _, l := range s.lanes {
-		if now.Sub(l.since) > turn && len(l.schedule.pending) > 0 {
-			l.leaving = true
-		}
-	}
-	return nil
-}
-
-// giveBack releases lanes that are drained, held, lost or have had their turn.
-func (s *Subscriber) giveBack(ctx context.Context) error {
-	s.mu.Lock()
-	var held []Holding
-	for laneID, l := range s.lanes {
-		if len(l.schedule.running) > 0 {
-			continue
-		}
-		drained := l.drainedWake != notDrained && l.drainedWake == l.status.Wake && !l.refill &&
-			len(l.schedule.pending) == 0
-		lost := l.ctx.Err() != nil
-		if !drained && !lost && !l.status.Held && !l.leaving {
-			continue
-		}
-		delete(s.lanes, laneID)
-		if !lost {
-			held = append(held, l.holding())
-		}
-		l.end(errors.New("the lane was given back"))
-	}
-	s.mu.Unlock()
-	if len(held) == 0 {
-		return nil
-	}
-	return s.store.Release(ctx, held)
 }

@@ -28,13 +28,17 @@ type lane struct {
 	// no more, as of wake drainedWake.
 	refill      bool
 	drainedWake int64
-	// parks counts the settlements that put events into the holds.
-	parks int
+	// ended has the events that ended while the lane is being read, and
+	// whether they were parked: the reading may not have seen it.
+	ended map[int64]bool
 	// queued: the lane stands in the dispatch queue.
 	queued bool
 	// leaving: it is given back as soon as nothing runs.
 	leaving bool
-	since   time.Time
+	// lost: the end of one of its events could not be written, so that it must
+	// be taken over from where that event stands.
+	lost  bool
+	since time.Time
 
 	lease struct {
 		sync.Mutex
@@ -79,6 +83,9 @@ func (l *lane) alive(now time.Time) bool {
 	return now.Before(l.lease.until) && now.Round(0).Before(l.lease.until.Round(0)) && l.ctx.Err() == nil
 }
 
+// gone tells whether the lease can't be relied on any more.
+func (l *lane) gone() bool { return l.lost || errors.Is(context.Cause(l.ctx), ErrLeaseLost) }
+
 func (l *lane) end(cause error) {
 	l.lease.timer.Stop()
 	l.cancel(cause)
@@ -89,7 +96,7 @@ func (l *lane) holding() Holding {
 	h := Holding{LaneID: l.LaneID, Token: l.Token, ReadFrom: l.cursor, SeenWake: notDrained}
 	if lowest := l.schedule.lowest(); lowest > 0 {
 		h.ReadFrom = min(h.ReadFrom, lowest-1)
-	} else {
+	} else if !l.refill {
 		h.SeenWake = l.drainedWake
 	}
 	return h

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -76,7 +77,7 @@ func (s *Store) VoidLeases(ctx context.Context) error {
 	}
 	for _, query := range []string{
 		`UPDATE {lanes} SET leased_until = 0 WHERE leased_by IS NOT NULL`,
-		`UPDATE {copy_items} SET leased_until = NULL WHERE leased_until IS NOT NULL`,
+		`UPDATE {copy_items} SET leased_until = 0 WHERE leased_until IS NOT NULL`,
 	} {
 		if _, err := s.db.ExecContext(ctx, s.db.SQL(query)); err != nil {
 			return fmt.Errorf("void a dead worker's leases: %w", err)
@@ -106,19 +107,58 @@ type Status struct {
 	Gate            *int64 `db:"gate_sequence"`
 	DeletedSequence int64  `db:"deleted_sequence"`
 	TaintedTo       int64  `db:"tainted_to"`
+	// SnapshotSequence is the last EnvironmentCreated whose snapshot was taken.
+	SnapshotSequence int64 `db:"snapshot_sequence"`
 	// Holds tells that parked events hold others back.
 	Holds bool `db:"holds"`
 }
 
-// Renew prolongs leases. Lanes that are missing in the answer were lost.
-func (s *Store) Renew(ctx context.Context, held []Holding, lease time.Duration) (map[int64]bool, error) {
-	kept := make(map[int64]bool, len(held))
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		clear(kept)
-		if err := s.lockHeld(ctx, tx, held); err != nil {
+// gate is 0 where there is none.
+func (s *Status) gate() int64 {
+	if s.Gate == nil {
+		return 0
+	}
+	return *s.Gate
+}
+
+// Renew prolongs leases and tells which lanes are still the caller's. Lanes
+// that are in neither answer could not be asked about, for the reason that err
+// gives: another transaction may have locked one of them for long, and the
+// others' leases must not lapse meanwhile.
+func (s *Store) Renew(ctx context.Context, held []Holding, lease time.Duration) (kept, lost map[int64]bool, err error) {
+	kept, lost = make(map[int64]bool, len(held)), make(map[int64]bool)
+	for _, skipLocked := range []bool{true, false} {
+		var left []Holding
+		for _, h := range held {
+			if !kept[h.LaneID] && !lost[h.LaneID] {
+				left = append(left, h)
+			}
+		}
+		if len(left) == 0 {
+			break
+		}
+		if err := s.renew(ctx, left, lease, skipLocked, kept, lost); err != nil {
+			return kept, lost, fmt.Errorf("renew leases: %w", err)
+		}
+	}
+	return kept, lost, nil
+}
+
+func (s *Store) renew(ctx context.Context, held []Holding, lease time.Duration, skipLocked bool,
+	kept, lost map[int64]bool) error {
+	var locked, renewed []int64
+	if err := s.db.Tx(ctx, func(tx *sqlx.Tx) (err error) {
+		locked, renewed = nil, nil
+		if locked, err = s.lockLanes(ctx, tx, heldIDs(held), skipLocked); err != nil {
 			return err
 		}
-		encoded, err := rows(held)
+		var mine []Holding
+		for _, h := range held {
+			if slices.Contains(locked, h.LaneID) {
+				mine = append(mine, h)
+			}
+		}
+		encoded, err := rows(mine)
 		if err != nil {
 			return err
 		}
@@ -129,26 +169,27 @@ func (s *Store) Renew(ctx context.Context, held []Holding, lease time.Duration) 
 			lease.Microseconds(), encoded); err != nil {
 			return err
 		}
-		var ids []int64
-		err = tx.SelectContext(ctx, &ids, s.db.SQL(`
+		return tx.SelectContext(ctx, &renewed, s.db.SQL(`
 			SELECT l.lane_id FROM {lanes} l JOIN {rows v(lane_id bigint, lease_token bigint)}
 			ON l.lane_id = v.lane_id AND l.lease_token = v.lease_token WHERE l.leased_by IS NOT NULL`), encoded)
-		for _, id := range ids {
-			kept[id] = true
-		}
+	}); err != nil {
 		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("renew leases: %w", err)
 	}
-	return kept, nil
+	for _, id := range locked {
+		lost[id] = true
+	}
+	for _, id := range renewed {
+		kept[id] = true
+		delete(lost, id)
+	}
+	return nil
 }
 
 // Release gives lanes back. A lane that was drained sleeps until it is woken,
 // unless that happened since its holder looked.
 func (s *Store) Release(ctx context.Context, held []Holding) error {
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		if err := s.lockHeld(ctx, tx, held); err != nil {
+		if _, err := s.lockLanes(ctx, tx, heldIDs(held), false); err != nil {
 			return err
 		}
 		return s.exec(ctx, tx, `
@@ -164,21 +205,33 @@ func (s *Store) Release(ctx context.Context, held []Holding) error {
 	return nil
 }
 
-func (s *Store) lockHeld(ctx context.Context, tx *sqlx.Tx, held []Holding) error {
+// lockLanes locks lanes in the one order that all do it in. It returns those
+// that it has: all that exist or, where it may skip, those that nobody else
+// has locked.
+func (s *Store) lockLanes(ctx context.Context, tx *sqlx.Tx, lanes []int64, skipLocked bool) ([]int64, error) {
 	if s.db.Dialect == database.SQLite {
-		return nil
+		return lanes, nil // its one writer has locked everything
 	}
-	list := make([]int64, len(held))
-	for i, h := range held {
-		list[i] = h.LaneID
-	}
-	ids, err := rows(list)
+	ids, err := rows(lanes)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	query := `SELECT lane_id FROM {lanes} WHERE lane_id IN {ids} ORDER BY lane_id {for_no_key_update}`
+	if skipLocked {
+		query += ` SKIP LOCKED`
 	}
 	var locked []int64
-	return tx.SelectContext(ctx, &locked, s.db.SQL(`
-		SELECT lane_id FROM {lanes} WHERE lane_id IN {ids} ORDER BY lane_id {for_no_key_update}`), ids)
+	err = tx.SelectContext(ctx, &locked, s.db.SQL(query), ids)
+	return locked, err
+}
+
+func heldIDs(held []Holding) []int64 {
+	ids := make([]int64, len(held))
+	for i, h := range held {
+		ids[i] = h.LaneID
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // Statuses reads what may have changed about held lanes.
@@ -189,7 +242,7 @@ func (s *Store) Statuses(ctx context.Context, lanes []int64) ([]Status, error) {
 	}
 	var found []Status
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT lane_id, lease_token, wake, held, gate_sequence, deleted_sequence, tainted_to,
+		SELECT lane_id, lease_token, wake, held, gate_sequence, deleted_sequence, tainted_to, snapshot_sequence,
 			EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds
 		FROM {lanes} l WHERE lane_id IN {ids}`), ids); err != nil {
 		return nil, fmt.Errorf("look at held lanes: %w", err)
@@ -198,14 +251,34 @@ func (s *Store) Statuses(ctx context.Context, lanes []int64) ([]Status, error) {
 }
 
 // MarkRunning shows operators which events have been running for a while, and
-// tells a successor what a dead worker had started.
-func (s *Store) MarkRunning(ctx context.Context, sequences []int64) error {
-	ids, err := rows(sequences)
-	if err != nil {
-		return err
+// tells a successor what a dead worker had started. It changes nothing about
+// events that have ended or were put back meanwhile, or whose lane was lost.
+func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event) error {
+	type begun struct {
+		Sequence int64 `json:"sequence"`
+		Recorded int   `json:"recorded_count"`
 	}
-	if _, err := s.db.ExecContext(ctx, s.db.SQL(`
-		UPDATE {outbox} SET state = 'running' WHERE state = 'available' AND sequence IN {ids}`), ids); err != nil {
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		leases, err := s.fence(ctx, tx, held, shared)
+		if err != nil {
+			return err
+		}
+		var list []begun
+		for _, e := range events {
+			if slices.ContainsFunc(held, func(h Holding) bool { return h.LaneID == e.LaneID && h.Token == leases[e.LaneID].Token }) {
+				list = append(list, begun{e.Sequence, e.RecordedCount})
+			}
+		}
+		if len(list) == 0 {
+			return nil
+		}
+		return s.exec(ctx, tx, `
+			UPDATE {outbox} AS e SET state = 'running'
+			FROM {rows v(sequence bigint, recorded_count integer)}
+			WHERE e.sequence = v.sequence AND e.recorded_count = v.recorded_count
+			AND e.state = 'available' AND NOT e.parked`, list)
+	})
+	if err != nil {
 		return fmt.Errorf("mark running events: %w", err)
 	}
 	return nil

@@ -206,8 +206,7 @@ func value[T any](pointer *T) T {
 func withoutSecrets(data []byte) json.RawMessage {
 	var fields map[string]json.RawMessage
 	var source string
-	if json.Unmarshal(data, &fields) != nil || json.Unmarshal(fields["source"], &source) != nil ||
-		!strings.HasPrefix(source, "https:") {
+	if json.Unmarshal(data, &fields) != nil || json.Unmarshal(fields["source"], &source) != nil || !isWeb(source) {
 		return data
 	}
 	parsed, err := url.Parse(source)
@@ -229,4 +228,11 @@ func withoutSecrets(data []byte) json.RawMessage {
 		return json.RawMessage(`{}`)
 	}
 	return redacted
+}
+
+// isWeb tells web addresses, refused ones included, from s3: and file:, which
+// may have a ? in their names.
+func isWeb(source string) bool {
+	scheme, _, _ := strings.Cut(source, ":")
+	return strings.EqualFold(scheme, "https") || strings.EqualFold(scheme, "http")
 }

@@ -22,7 +22,7 @@ func (s *Subscriber) renewLoop(ctx context.Context) {
 		now := time.Now()
 		if now.Sub(renewed) >= s.config.Lease/4-every/2 {
 			if err := s.renew(ctx); err != nil {
-				s.config.Logger.Error("leases could not be renewed: trying again", "error", err)
+				s.config.Logger.Error("some leases could not be renewed: trying again", "error", err)
 			} else {
 				renewed = now
 			}
@@ -35,10 +35,14 @@ func (s *Subscriber) renewLoop(ctx context.Context) {
 
 func (s *Subscriber) renew(ctx context.Context) error {
 	s.mu.Lock()
-	lanes := s.laneList()
-	held := make([]Holding, len(lanes))
-	for i, l := range lanes {
-		held[i] = l.holding()
+	var lanes []*lane
+	var held []Holding
+	for _, l := range s.laneList() {
+		// What is given up must lapse, so that another worker takes it over.
+		if !l.gone() {
+			lanes = append(lanes, l)
+			held = append(held, l.holding())
+		}
 	}
 	s.mu.Unlock()
 	if len(lanes) == 0 {
@@ -47,38 +51,35 @@ func (s *Subscriber) renew(ctx context.Context) error {
 	asked := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/4)
 	defer cancel()
-	kept, err := s.store.Renew(ctx, held, s.config.Lease)
-	if err != nil {
-		return err
-	}
+	kept, lost, err := s.store.Renew(ctx, held, s.config.Lease)
 	for _, l := range lanes {
-		if kept[l.LaneID] {
+		switch {
+		case kept[l.LaneID]:
 			l.renewed(asked.Add(s.config.usable()))
-			continue
+		case lost[l.LaneID]:
+			s.lose(l)
 		}
-		s.mu.Lock()
-		if s.lanes[l.LaneID] == l {
-			delete(s.lanes, l.LaneID)
-			l.end(ErrLeaseLost)
-			s.config.Logger.Warn("lost the lease of a lane", "service_id", l.ServiceID, "environment_id", l.EnvironmentID)
-		}
-		s.mu.Unlock()
 	}
-	return nil
+	return err
 }
 
 // markRunning writes the state of events that have run for longer than one
 // round; shorter ones are over before anybody looks.
 func (s *Subscriber) markRunning(ctx context.Context, marked map[int64]bool, now time.Time) error {
 	running := make(map[int64]bool)
-	var fresh []int64
+	var fresh []*Event
+	var held []Holding
 	s.mu.Lock()
 	for _, l := range s.lanes {
+		before := len(fresh)
 		for sequence, e := range l.schedule.running {
 			running[sequence] = true
 			if !marked[sequence] && now.Sub(e.started) >= time.Second/2 {
-				fresh = append(fresh, sequence)
+				fresh = append(fresh, e.event)
 			}
+		}
+		if len(fresh) > before {
+			held = append(held, Holding{LaneID: l.LaneID, Token: l.Token})
 		}
 	}
 	s.mu.Unlock()
@@ -90,11 +91,11 @@ func (s *Subscriber) markRunning(ctx context.Context, marked map[int64]bool, now
 	if len(fresh) == 0 {
 		return nil
 	}
-	if err := s.store.MarkRunning(ctx, fresh); err != nil {
+	if err := s.store.MarkRunning(ctx, held, fresh); err != nil {
 		return err
 	}
-	for _, sequence := range fresh {
-		marked[sequence] = true
+	for _, e := range fresh {
+		marked[e.Sequence] = true
 	}
 	return nil
 }

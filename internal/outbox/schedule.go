@@ -15,7 +15,8 @@ import (
 //     come after it wait for it.
 //   - The deletion of an environment also waits for what runs, and keeps what
 //     merely waits from starting: the deletion will supersede it.
-//   - An event that was not yet looked up among the holds may not start.
+//   - An event that was not yet looked up among the holds may not start, nor
+//     one that ran and was put back, until it was read again.
 //
 // It is not safe for concurrent use.
 type schedule struct {
@@ -23,13 +24,17 @@ type schedule struct {
 	running   map[int64]*entry
 	busy      map[string]int // resources of running events
 	sequences map[int64]bool // of both
+	doubts    int            // counts the reasons to look an event up among the holds
 }
 
 type entry struct {
 	event     *Event
 	resources []string
-	// unchecked: an earlier event with a common resource may be parked.
-	unchecked bool
+	// doubt is the last reason for which an earlier event with a common
+	// resource may be parked; 0 once the event was looked up since.
+	doubt int
+	// stale: it ran and was put back; what is known of it is out of date.
+	stale bool
 	// everything and deletion: the event concerns the whole environment.
 	everything bool
 	deletion   bool
@@ -48,21 +53,64 @@ func newSchedule() *schedule {
 	}
 }
 
-// add takes an event that was read, unless it is there already.
+// add takes an event that was read, unless it is there already and up to date.
 func (s *schedule) add(event *Event, unchecked bool) {
 	if s.sequences[event.Sequence] {
-		return
+		old := s.staleEntry(event.Sequence)
+		if old == nil {
+			return
+		}
+		s.drop(old)
 	}
-	s.sequences[event.Sequence] = true
+	names := resources(event.Resources)
 	e := &entry{
 		event:      event,
-		resources:  resources(event.Resources),
-		unchecked:  unchecked,
-		everything: slices.Contains(resources(event.Resources), Everything),
+		resources:  names,
+		everything: slices.Contains(names, Everything),
 		deletion:   event.Type == events.EnvironmentDeletedType,
 	}
-	at := sort.Search(len(s.pending), func(i int) bool { return s.pending[i].event.Sequence > event.Sequence })
+	if unchecked {
+		s.distrust(e)
+	}
+	s.insert(e)
+	if event.Type == events.EnvironmentCreatedType {
+		s.copying()
+	}
+}
+
+// copying makes events look for owed copies: when they were read there may
+// have been none yet.
+func (s *schedule) copying() {
+	for _, e := range s.pending {
+		e.event.Copying = true
+	}
+}
+
+func (s *schedule) insert(e *entry) {
+	at := sort.Search(len(s.pending), func(i int) bool { return s.pending[i].event.Sequence > e.event.Sequence })
 	s.pending = slices.Insert(s.pending, at, e)
+	s.sequences[e.event.Sequence] = true
+}
+
+func (s *schedule) staleEntry(sequence int64) *entry {
+	for _, e := range s.pending {
+		if e.stale && e.event.Sequence == sequence {
+			return e
+		}
+	}
+	return nil
+}
+
+// stale tells whether an event must be read again.
+func (s *schedule) stale() bool {
+	return slices.ContainsFunc(s.pending, func(e *entry) bool { return e.stale })
+}
+
+func (e *entry) ready() bool { return e.doubt == 0 && !e.stale }
+
+func (s *schedule) distrust(e *entry) {
+	s.doubts++
+	e.doubt = s.doubts
 }
 
 // next returns up to n events that may start, lowest sequence first, of those
@@ -95,7 +143,7 @@ func (s *schedule) next(n int, gate int64) []*entry {
 func (s *schedule) deletionAhead() *entry {
 	for _, e := range s.pending {
 		if e.everything {
-			if e.deletion && !e.unchecked {
+			if e.deletion && e.ready() {
 				return e
 			}
 			return nil
@@ -105,7 +153,7 @@ func (s *schedule) deletionAhead() *entry {
 }
 
 func (s *schedule) mayStart(e *entry, waiting map[string]bool) bool {
-	if e.unchecked {
+	if !e.ready() {
 		return false
 	}
 	if e.deletion {
@@ -140,9 +188,24 @@ func (s *schedule) start(e *entry) {
 // finish forgets a running event. Where it was parked, those behind it must
 // be looked up among the holds before they start.
 func (s *schedule) finish(sequence int64, parked bool) {
+	if e := s.stop(sequence); e != nil && parked {
+		s.recheck(e)
+	}
+}
+
+// putBack makes a running event wait to be read again. It goes on holding back
+// what comes after it.
+func (s *schedule) putBack(sequence int64) {
+	if e := s.stop(sequence); e != nil {
+		e.stale, e.slow, e.settling = true, false, false
+		s.insert(e)
+	}
+}
+
+func (s *schedule) stop(sequence int64) *entry {
 	e := s.running[sequence]
 	if e == nil {
-		return
+		return nil
 	}
 	delete(s.running, sequence)
 	delete(s.sequences, sequence)
@@ -151,9 +214,7 @@ func (s *schedule) finish(sequence int64, parked bool) {
 			delete(s.busy, r)
 		}
 	}
-	if parked {
-		s.recheck(e)
-	}
+	return e
 }
 
 // park forgets pending events that were parked.
@@ -170,7 +231,7 @@ func (s *schedule) park(parked map[int64]bool) {
 func (s *schedule) recheck(parked *entry) {
 	for _, e := range s.pending {
 		if e.event.Sequence > parked.event.Sequence && parked.orders(e) {
-			e.unchecked = true
+			s.distrust(e)
 		}
 	}
 }
@@ -196,24 +257,23 @@ func (s *schedule) drop(e *entry) {
 	delete(s.sequences, e.event.Sequence)
 }
 
-// unchecked lists the events to look up among the holds.
-func (s *schedule) unchecked() []*Event {
-	var list []*Event
+// unchecked lists the events to look up among the holds, and the last doubt
+// that there is about one of them.
+func (s *schedule) unchecked() (list []*Event, last int) {
 	for _, e := range s.pending {
-		if e.unchecked {
+		if e.doubt != 0 && !e.stale {
 			list = append(list, e.event)
 		}
 	}
-	return list
+	return list, s.doubts
 }
 
-// checked lets events start that were looked up and not parked.
-func (s *schedule) checked(looked []*Event) {
-	for _, event := range looked {
-		for _, e := range s.pending {
-			if e.event == event {
-				e.unchecked = false
-			}
+// checked lets events start that were looked up and not parked. A doubt that
+// came after the last one stays: the look may not have seen its reason.
+func (s *schedule) checked(last int) {
+	for _, e := range s.pending {
+		if e.doubt <= last && !e.stale {
+			e.doubt = 0
 		}
 	}
 }
@@ -227,13 +287,22 @@ func (s *schedule) stuck(now time.Time) (running, waiting []*Event) {
 			running = append(running, e.event)
 		}
 	}
-	if len(running) == 0 || len(s.next(1, 0)) > 0 {
+	if len(running) == 0 || s.stale() || len(s.next(1, 0)) > 0 {
 		return nil, nil
 	}
 	for _, e := range s.pending {
 		waiting = append(waiting, e.event)
 	}
 	return running, waiting
+}
+
+// longest is for how long the first of the running events has been running.
+func (s *schedule) longest(now time.Time) time.Duration {
+	var longest time.Duration
+	for _, e := range s.running {
+		longest = max(longest, now.Sub(e.started))
+	}
+	return longest
 }
 
 // lowest is the lowest sequence in memory, 0 if there is none.
@@ -264,7 +333,7 @@ const startingPace = 2
 func newPace(most int) *pace { return &pace{limit: min(startingPace, most), most: most} }
 
 func (p *pace) succeeded() {
-	if p.limit = min(p.limit+1, p.most); p.limit > startingPace {
+	if p.limit = min(p.limit+1, p.most); p.limit >= min(startingPace+1, p.most) {
 		p.slow = false
 	}
 }

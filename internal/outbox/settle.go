@@ -3,48 +3,53 @@ package outbox
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
-// fence locks the lanes whose lease the caller still has, so that nobody
-// takes them over while it writes. The answer maps each to the highest
-// snapshot that was taken of it.
-func (s *Store) fence(ctx context.Context, tx *sqlx.Tx, held []Holding) (map[int64]int64, error) {
-	list := make([]int64, len(held))
-	for i, h := range held {
-		list[i] = h.LaneID
-	}
-	slices.Sort(list)
-	ids, err := rows(slices.Compact(list))
+// How a fence locks: shared keeps others from taking the lanes over, and
+// nothing else; exclusive also keeps out whoever parks events or lets go of
+// parked ones, and is taken before any event is touched.
+const (
+	shared    = `{for_key_share}`
+	exclusive = `{for_no_key_update}`
+)
+
+// lease is what a fence found of a lane.
+type lease struct {
+	LaneID int64 `db:"lane_id"`
+	Token  int64 `db:"lease_token"`
+	// Snapshot is the highest one that was taken of the lane.
+	Snapshot int64 `db:"snapshot_sequence"`
+}
+
+// fence locks lanes, so that nobody takes them over while the caller writes,
+// and tells who has them: only who has that very token may go on.
+func (s *Store) fence(ctx context.Context, tx *sqlx.Tx, held []Holding, lock string) (map[int64]lease, error) {
+	ids, err := rows(heldIDs(held))
 	if err != nil {
 		return nil, err
 	}
-	var found []struct {
-		LaneID   int64 `db:"lane_id"`
-		Token    int64 `db:"lease_token"`
-		Snapshot int64 `db:"snapshot_sequence"`
-	}
+	var found []lease
 	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT lane_id, lease_token, snapshot_sequence FROM {lanes}
-		WHERE lane_id IN {ids} AND leased_by IS NOT NULL ORDER BY lane_id {for_key_share}`), ids); err != nil {
+		WHERE lane_id IN {ids} AND leased_by IS NOT NULL ORDER BY lane_id `+lock), ids); err != nil {
 		return nil, err
 	}
-	tokens := make(map[int64]int64, len(found))
-	mine := make(map[int64]int64, len(found))
-	for _, lane := range found {
-		tokens[lane.LaneID] = lane.Token
-		mine[lane.LaneID] = lane.Snapshot
+	leases := make(map[int64]lease, len(found))
+	for _, l := range found {
+		leases[l.LaneID] = l
 	}
-	for _, h := range held {
-		if tokens[h.LaneID] != h.Token {
-			delete(mine, h.LaneID)
-		}
-	}
-	return mine, nil
+	return leases, nil
+}
+
+// releases tells whether what is parked may have waited for the event. A
+// deletion also ends what other parked events wait for.
+func (s *Settlement) releases() bool {
+	return s.Ends() && (s.Event.Holding || s.Event.Type == events.EnvironmentDeletedType)
 }
 
 // Settle writes how attempts ended: the events, their attempts, the order of
@@ -54,17 +59,23 @@ func (s *Store) fence(ctx context.Context, tx *sqlx.Tx, held []Holding) (map[int
 func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		held := make([]Holding, len(settlements))
+		lock := shared
 		for i, st := range settlements {
 			held[i] = Holding{LaneID: st.Event.LaneID, Token: st.Token}
+			if !st.Ends() || st.releases() {
+				lock = exclusive
+			}
 		}
-		snapshots, err := s.fence(ctx, tx, held)
+		leases, err := s.fence(ctx, tx, held, lock)
 		if err != nil {
 			return err
 		}
 		var mine []*Settlement
+		snapshots := make(map[int64]int64)
 		for _, st := range settlements {
-			if _, ok := snapshots[st.Event.LaneID]; ok {
+			if l := leases[st.Event.LaneID]; l.Token == st.Token {
 				mine = append(mine, st)
+				snapshots[l.LaneID] = l.Snapshot
 			}
 		}
 		if len(mine) == 0 {
@@ -87,7 +98,7 @@ func (s *Store) settle(ctx context.Context, tx *sqlx.Tx, mine []*Settlement, sna
 		} else {
 			others = append(others, st)
 		}
-		if st.Ends() && st.Event.Holding {
+		if st.releases() {
 			ended = append(ended, st.Event)
 		}
 	}
@@ -209,14 +220,15 @@ func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement) e
 func newUpdate(st *Settlement) update {
 	e := st.Event
 	u := update{
-		Sequence:  e.Sequence,
-		State:     Available,
-		Attempts:  e.AttemptCount,
-		Recorded:  e.RecordedCount + 1,
-		Failures:  e.FailureCount,
-		Holding:   e.Holding,
-		Requeued:  true,
-		Denied:    st.Denied,
+		Sequence: e.Sequence,
+		State:    Available,
+		Attempts: e.AttemptCount,
+		Recorded: e.RecordedCount + 1,
+		Failures: e.FailureCount,
+		Holding:  e.Holding,
+		Requeued: true,
+		// What is tried again alone needs no further probe.
+		Denied:    st.Denied && st.Kind == Yield,
 		Denials:   e.DeniedCount,
 		Resources: e.Resources,
 		Number:    e.RecordedCount + 1,

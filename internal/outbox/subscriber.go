@@ -12,7 +12,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/ownbucket/ownbucket/events"
-	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
@@ -188,7 +187,9 @@ func (s *Subscriber) releaseAll(ctx context.Context) error {
 	s.mu.Lock()
 	var held []Holding
 	for _, l := range s.lanes {
-		held = append(held, l.holding())
+		if !l.lost {
+			held = append(held, l.holding())
+		}
 		l.end(context.Canceled)
 	}
 	clear(s.lanes)
@@ -210,14 +211,10 @@ func (s *Subscriber) dispatch() {
 		if l.pace.slow {
 			room = min(room, max(s.config.Concurrency/2, 1)-s.slow)
 		}
-		if room <= 0 || l.status.Held || l.leaving || s.lanes[l.LaneID] != l {
+		if room <= 0 || l.status.Held || l.leaving || l.ctx.Err() != nil || s.lanes[l.LaneID] != l {
 			continue // queued again when something of it ends
 		}
-		var gate int64
-		if l.status.Gate != nil {
-			gate = *l.status.Gate
-		}
-		ready := l.schedule.next(room, gate)
+		ready := l.schedule.next(room, l.status.gate())
 		for _, e := range ready {
 			if !s.begin(l, e) {
 				l.queued = true
@@ -281,12 +278,16 @@ func (s *Subscriber) deliver(l *lane, e *entry, d *Delivery) {
 func (s *Subscriber) handle(l *lane, d *Delivery) error {
 	if l.LapseCount > 0 {
 		// Events of this lane may bring workers down: know which had begun.
-		if err := s.store.MarkRunning(l.ctx, []int64{d.Event.Sequence}); err != nil {
+		held := []Holding{{LaneID: l.LaneID, Token: l.Token}}
+		if err := s.store.MarkRunning(l.ctx, held, []*Event{d.Event}); err != nil {
 			return err
 		}
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
 	defer cancel()
+	if ctx.Err() != nil {
+		return nil
+	}
 	msg := message.NewMessageWithContext(WithDelivery(ctx, d), d.Event.EventID, d.Event.Data)
 	metadata, err := readMetadata(d.Event.Metadata)
 	if err != nil {
@@ -323,129 +324,6 @@ func (s *Subscriber) paceOf(laneID int64) *pace {
 		s.paces[laneID] = p
 	}
 	return p
-}
-
-// settleLoop writes results in batches: while one transaction runs, the next
-// batch gathers.
-func (s *Subscriber) settleLoop(ctx context.Context) {
-	const most = 512
-	for first := range s.results {
-		batch := []*result{first}
-	gather:
-		for len(batch) < most {
-			select {
-			case r, ok := <-s.results:
-				if !ok {
-					break gather
-				}
-				batch = append(batch, r)
-			default:
-				break gather
-			}
-		}
-		s.settleBatch(ctx, batch)
-	}
-}
-
-func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
-	s.mu.Lock()
-	for _, r := range batch {
-		r.entry.settling = true
-		if r.settled.Kind != Complete {
-			r.lane.parks++
-		}
-	}
-	s.mu.Unlock()
-
-	if err := s.settleSafely(ctx, batch); err != nil {
-		s.config.Logger.Error("events could not be settled: other workers take them over", "error", err)
-		for _, r := range batch {
-			r.lane.cancel(ErrLeaseLost)
-		}
-	}
-
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range batch {
-		s.finished(r)
-	}
-	s.dispatch()
-	s.Wake()
-}
-
-// settleSafely tries again while the database is away and a lease is left. A
-// batch that fails for another reason is settled one by one, and an event for
-// which that fails too counts as failed, so that its trouble stays its own.
-func (s *Subscriber) settleSafely(ctx context.Context, batch []*result) error {
-	settlements := make([]*Settlement, len(batch))
-	for i, r := range batch {
-		settlements[i] = &r.settled
-	}
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		err := s.store.Settle(ctx, settlements)
-		switch {
-		case err == nil:
-			return nil
-		case database.IsTransient(err):
-		case len(batch) > 1:
-			var failed error
-			for i := range batch {
-				failed = errors.Join(failed, s.settleSafely(ctx, batch[i:i+1]))
-			}
-			return failed
-		case settlements[0].Ends():
-			settlements[0].Verdict = s.config.Failed(settlements[0].Event, err)
-		}
-		if !slices.ContainsFunc(batch, func(r *result) bool { return r.lane.alive(time.Now()) }) {
-			return err
-		}
-		s.config.Logger.Warn("settling is tried again", "error", err, "events", len(batch))
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(pause):
-		}
-	}
-}
-
-// finished takes a settled event out of its lane. The mutex is held.
-func (s *Subscriber) finished(r *result) {
-	l, st := r.lane, &r.settled
-	l.schedule.finish(st.Event.Sequence, st.Kind == Retry || st.Kind == Defer)
-	s.free++
-	s.alone = false
-	if r.entry.slow {
-		s.slow--
-	}
-	switch {
-	case st.Failure != nil && st.Failure.Slows():
-		l.pace.slowed()
-	case st.Kind == Complete:
-		l.pace.succeeded()
-		if st.Event.Type == events.EnvironmentDeletedType && st.Outcome == Done {
-			l.schedule.supersede(st.Event.Sequence)
-		}
-	case st.Kind == Yield && st.Failure != nil && st.Failure.Class == failure.Integration:
-		l.status.Held = true
-	}
-	if st.Kind != Complete || st.Event.Holding || st.Event.Type == events.EnvironmentCreatedType {
-		l.refill = true
-	}
-	if s.lanes[l.LaneID] == l {
-		s.enqueue(l)
-		if l.pace.slow {
-			s.enqueueSlow(l)
-		}
-	}
-}
-
-// enqueueSlow lets the other slow lanes try for the slot that one gave up.
-func (s *Subscriber) enqueueSlow(but *lane) {
-	for _, l := range s.lanes {
-		if l != but && l.pace.slow {
-			s.enqueue(l)
-		}
-	}
 }
 
 // laneList is a snapshot of the lanes held. The mutex is held.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -19,6 +20,9 @@ type Reading struct {
 	// After is the reading position: events up to it were read before.
 	After int64 `json:"after_sequence"`
 	Limit int   `json:"most"`
+	// Known is how many events the reader has already: requeued ones among
+	// them are found again, and must not keep others from being found.
+	Known int `json:"known"`
 }
 
 // windowChunk bounds the lanes that one statement reads on SQLite, whose text
@@ -36,8 +40,8 @@ func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) 
 			return nil, err
 		}
 		// One plan, executed for each lane.
-		query := `SELECT e.* FROM {rows r(lane_id bigint, after_sequence bigint, most integer)}
-			CROSS JOIN LATERAL (` + windowOf(`r.lane_id`, `r.after_sequence`, `r.most`) + `) AS e`
+		query := `SELECT e.* FROM {rows r(lane_id bigint, after_sequence bigint, most integer, known integer)}
+			CROSS JOIN LATERAL (` + windowOf(`r.lane_id`, `r.after_sequence`, `r.most`, `r.most + r.known`) + `) AS e`
 		if err := s.db.SelectContext(ctx, &found, s.db.SQL(query), encoded); err != nil {
 			return nil, fmt.Errorf("read lanes: %w", err)
 		}
@@ -47,8 +51,8 @@ func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) 
 		texts := make([]string, len(chunk))
 		var args []any
 		for i, r := range chunk {
-			texts[i] = windowOf(`?`, `?`, `?`)
-			args = append(args, r.LaneID, r.After, r.LaneID, r.Limit, r.LaneID, r.After, r.LaneID, r.Limit)
+			texts[i] = windowOf(`?`, `?`, `?`, `?`)
+			args = append(args, r.LaneID, r.After, r.LaneID, r.Limit, r.LaneID, r.After, r.LaneID, r.Limit+r.Known)
 		}
 		var part []*Event
 		if err := s.db.SelectContext(ctx, &part, s.db.SQL(strings.Join(texts, ` UNION ALL `)), args...); err != nil {
@@ -60,19 +64,19 @@ func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) 
 }
 
 // windowOf is the query for one lane's next events.
-func windowOf(lane, after, most string) string {
+func windowOf(lane, after, mostFresh, mostRequeued string) string {
 	below := `sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ` + lane + `), 9223372036854775807)`
 	const copying = `(EXISTS (SELECT 1 FROM {copies} WHERE source_lane = lane_id AND state <> 'ended')
 		OR EXISTS (SELECT 1 FROM {copies} WHERE target_lane = lane_id AND state <> 'ended')) AS copying`
 	return `
 		SELECT * FROM (SELECT ` + eventColumns + `, ` + copying + ` FROM {outbox}
 			WHERE lane_id = ` + lane + ` AND sequence > ` + after + ` AND state IN ('available', 'running') AND NOT parked
-			AND ` + below + ` ORDER BY sequence LIMIT ` + most + `) AS fresh
+			AND ` + below + ` ORDER BY sequence LIMIT ` + mostFresh + `) AS fresh
 		UNION ALL
 		SELECT * FROM (SELECT ` + eventColumns + `, ` + copying + ` FROM {outbox}
 			WHERE lane_id = ` + lane + ` AND sequence <= ` + after + ` AND requeued
 			AND state IN ('available', 'running') AND NOT parked
-			AND ` + below + ` ORDER BY sequence LIMIT ` + most + `) AS requeued`
+			AND ` + below + ` ORDER BY sequence LIMIT ` + mostRequeued + `) AS requeued`
 }
 
 type hold struct {
@@ -93,13 +97,21 @@ func holdsOf(e *Event, more ...string) []hold {
 // an earlier, parked event with a common resource. events is in sequence
 // order; the answer has the sequences that were parked. Those of running are
 // first made to hold back what waits for them, so that many events behind a
-// long one don't fill the window.
+// long one don't fill the window. It fails with ErrLeaseLost where the caller
+// has lost the lane.
+//
+// The lane is locked against Settle: an event that is parked behind one that
+// ends at this moment would wait for a release that is over.
 func (s *Store) Park(ctx context.Context, holding Holding, running, events []*Event) (map[int64]bool, error) {
 	parked := make(map[int64]bool)
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		clear(parked)
-		if mine, err := s.fence(ctx, tx, []Holding{holding}); err != nil || len(mine) == 0 {
+		leases, err := s.fence(ctx, tx, []Holding{holding}, exclusive)
+		if err != nil {
 			return err
+		}
+		if leases[holding.LaneID].Token != holding.Token {
+			return ErrLeaseLost
 		}
 		for _, e := range running {
 			if err := s.holdRunning(ctx, tx, e); err != nil {
@@ -114,12 +126,12 @@ func (s *Store) Park(ctx context.Context, holding Holding, running, events []*Ev
 			if !waits {
 				continue
 			}
-			if err := s.insertHolds(ctx, tx, holdsOf(e)); err != nil {
-				return err
-			}
 			if _, err := tx.ExecContext(ctx, s.db.SQL(`
 				UPDATE {outbox} SET parked = true, holding = true, state = 'available'
 				WHERE sequence = ? AND state IN ('available', 'running')`), e.Sequence); err != nil {
+				return err
+			}
+			if err := s.insertHolds(ctx, tx, holdsOf(e)); err != nil {
 				return err
 			}
 			parked[e.Sequence] = true
@@ -134,25 +146,24 @@ func (s *Store) Park(ctx context.Context, holding Holding, running, events []*Ev
 
 // holdRunning gives a running event holds, unless it has ended meanwhile.
 func (s *Store) holdRunning(ctx context.Context, tx *sqlx.Tx, e *Event) error {
-	result, err := tx.ExecContext(ctx, s.db.SQL(`
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`
 		UPDATE {outbox} SET holding = true WHERE sequence = ? AND state IN ('available', 'running') AND NOT parked`),
-		e.Sequence)
-	if err != nil {
-		return err
-	}
-	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		e.Sequence); err != nil {
 		return err
 	}
 	return s.insertHolds(ctx, tx, holdsOf(e))
 }
 
+// insertHolds makes events hold back what comes after them, unless they have
+// ended: nothing would ever let go of their holds.
 func (s *Store) insertHolds(ctx context.Context, tx *sqlx.Tx, holds []hold) error {
 	if len(holds) == 0 {
 		return nil
 	}
 	return s.exec(ctx, tx, `
-		INSERT INTO {holds} (lane_id, resource, sequence) SELECT lane_id, resource, sequence
-		FROM {rows v(lane_id bigint, resource text, sequence bigint)} WHERE true ON CONFLICT DO NOTHING`, holds)
+		INSERT INTO {holds} (lane_id, resource, sequence) SELECT v.lane_id, v.resource, v.sequence
+		FROM {rows v(lane_id bigint, resource text, sequence bigint)} JOIN {outbox} e ON e.sequence = v.sequence
+		WHERE e.holding AND e.finished_at IS NULL ON CONFLICT DO NOTHING`, holds)
 }
 
 // waits tells whether an earlier event that holds its resources must end first.
@@ -231,18 +242,12 @@ func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error 
 
 // wakeLanes says that lanes have something new to read.
 func (s *Store) wakeLanes(ctx context.Context, tx *sqlx.Tx, lanes map[int64]bool) error {
-	ids := make([]int64, 0, len(lanes))
-	for laneID := range lanes {
-		ids = append(ids, laneID)
-	}
-	slices.Sort(ids)
-	encoded, err := rows(ids)
-	if err != nil {
+	ids := slices.Sorted(maps.Keys(lanes))
+	if _, err := s.lockLanes(ctx, tx, ids, false); err != nil {
 		return err
 	}
-	var locked []int64
-	if err := tx.SelectContext(ctx, &locked, s.db.SQL(`
-		SELECT lane_id FROM {lanes} WHERE lane_id IN {ids} ORDER BY lane_id {for_no_key_update}`), encoded); err != nil {
+	encoded, err := rows(ids)
+	if err != nil {
 		return err
 	}
 	_, err = tx.ExecContext(ctx, s.db.SQL(`

@@ -17,6 +17,12 @@ func (s *Stage) AtAWS() *Stage {
 	return s
 }
 
+// AtStandIn undoes AtAWS: workers know the stand-in as what it is.
+func (s *Stage) AtStandIn() *Stage {
+	s.Config.AWS.BaseEndpoint, s.Config.Transport = new(s.AWS.Endpoint()), nil
+	return s
+}
+
 // detour sends what is meant for AWS to the stand-in.
 type detour struct {
 	*http.Transport

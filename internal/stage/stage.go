@@ -181,6 +181,14 @@ func (s *Stage) RemoveFile(source string) {
 	}
 }
 
+// PutFile makes a source have that content.
+func (s *Stage) PutFile(source, content string) {
+	s.T.Helper()
+	if err := os.WriteFile(filepath.Join(s.Root, source[len("file:"):]), []byte(content), 0o600); err != nil {
+		s.T.Fatal(err)
+	}
+}
+
 // Upload makes a MediaUploaded of that content.
 func (s *Stage) Upload(media, name, content string) events.MediaUploaded {
 	sum := sha256.Sum256([]byte(content))

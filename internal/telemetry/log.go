@@ -1,4 +1,4 @@
-// Package telemetry sets up how the program tells what it does.
+// Package telemetry sets up what operators watch a process by.
 package telemetry
 
 import (
@@ -7,13 +7,10 @@ import (
 	"log/slog"
 )
 
-// Logger writes structured logs: format is text or json, level one of slog's.
-func Logger(w io.Writer, format, level string) (*slog.Logger, error) {
-	var least slog.Level
-	if err := least.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("log level %q: use debug, info, warn or error", level)
-	}
-	options := &slog.HandlerOptions{Level: least}
+// NewLogger writes structured lines from that level up, as "text" for people
+// or as "json" for machines, one object a line.
+func NewLogger(w io.Writer, format string, level slog.Level) (*slog.Logger, error) {
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: inUTC}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, options)), nil
@@ -22,4 +19,12 @@ func Logger(w io.Writer, format, level string) (*slog.Logger, error) {
 	default:
 		return nil, fmt.Errorf("log format %q: use text or json", format)
 	}
+}
+
+// inUTC makes times comparable with those in the database and at AWS.
+func inUTC(_ []string, attr slog.Attr) slog.Attr {
+	if attr.Value.Kind() == slog.KindTime {
+		attr.Value = slog.TimeValue(attr.Value.Time().UTC())
+	}
+	return attr
 }

@@ -86,6 +86,8 @@ CREATE TABLE {schema}.copy_items (
     version         bigint  NOT NULL,
     content_type    text    NOT NULL,
     size            bigint  NOT NULL,
+    -- waiting: joins when earlier events and items of the media have ended;
+    -- owed: is copied; done, failed, cancelled.
     state           text    NOT NULL DEFAULT 'owed',
     error_code      text,
     error           text,
@@ -94,6 +96,11 @@ CREATE TABLE {schema}.copy_items (
     next_attempt_at bigint  NOT NULL DEFAULT 0,
     lease_token     bigint  NOT NULL DEFAULT 0,
     leased_until    bigint,
+    -- When the customer's account last denied the item, and how often that was
+    -- although a probe had passed since.
+    denied_at       bigint,
+    denied_count    integer NOT NULL DEFAULT 0,
+    -- An attempt whose end isn't known may have left an object.
     may_have_written boolean NOT NULL DEFAULT false,
     PRIMARY KEY (copy_sequence, media_id)
 );
@@ -101,7 +108,10 @@ CREATE INDEX copy_items_source_media ON {schema}.copy_items (source_lane, media_
 CREATE INDEX copy_items_source_name ON {schema}.copy_items (source_lane, file_name) WHERE state = 'owed';
 CREATE INDEX copy_items_target_media ON {schema}.copy_items (target_lane, media_id) WHERE state = 'owed';
 CREATE INDEX copy_items_target_name ON {schema}.copy_items (target_lane, file_name) WHERE state = 'owed';
-CREATE INDEX copy_items_due ON {schema}.copy_items (next_attempt_at) WHERE state = 'owed';
+CREATE INDEX copy_items_due ON {schema}.copy_items (copy_sequence, next_attempt_at) WHERE state = 'owed';
+CREATE INDEX copy_items_waiting ON {schema}.copy_items (copy_sequence) WHERE state = 'waiting';
+CREATE INDEX copy_items_waiting_source ON {schema}.copy_items (source_lane, media_id) WHERE state = 'waiting';
+CREATE INDEX copy_items_waiting_target ON {schema}.copy_items (target_lane, media_id) WHERE state = 'waiting';
 
 -- +goose Down
 DROP TABLE {schema}.copy_items, {schema}.copies, {schema}.possible_writes, {schema}.media_objects, {schema}.integrations;

@@ -86,6 +86,8 @@ CREATE TABLE copy_items (
     version         INTEGER  NOT NULL,
     content_type    TEXT    NOT NULL,
     size            INTEGER  NOT NULL,
+    -- waiting: joins when earlier events and items of the media have ended;
+    -- owed: is copied; done, failed, cancelled.
     state           TEXT    NOT NULL DEFAULT 'owed',
     error_code      TEXT,
     error           TEXT,
@@ -94,6 +96,11 @@ CREATE TABLE copy_items (
     next_attempt_at INTEGER  NOT NULL DEFAULT 0,
     lease_token     INTEGER  NOT NULL DEFAULT 0,
     leased_until    INTEGER,
+    -- When the customer's account last denied the item, and how often that was
+    -- although a probe had passed since.
+    denied_at       INTEGER,
+    denied_count    INTEGER NOT NULL DEFAULT 0,
+    -- An attempt whose end isn't known may have left an object.
     may_have_written INTEGER NOT NULL DEFAULT FALSE,
     PRIMARY KEY (copy_sequence, media_id)
 );
@@ -101,7 +108,10 @@ CREATE INDEX copy_items_source_media ON copy_items (source_lane, media_id) WHERE
 CREATE INDEX copy_items_source_name ON copy_items (source_lane, file_name) WHERE state = 'owed';
 CREATE INDEX copy_items_target_media ON copy_items (target_lane, media_id) WHERE state = 'owed';
 CREATE INDEX copy_items_target_name ON copy_items (target_lane, file_name) WHERE state = 'owed';
-CREATE INDEX copy_items_due ON copy_items (next_attempt_at) WHERE state = 'owed';
+CREATE INDEX copy_items_due ON copy_items (copy_sequence, next_attempt_at) WHERE state = 'owed';
+CREATE INDEX copy_items_waiting ON copy_items (copy_sequence) WHERE state = 'waiting';
+CREATE INDEX copy_items_waiting_source ON copy_items (source_lane, media_id) WHERE state = 'waiting';
+CREATE INDEX copy_items_waiting_target ON copy_items (target_lane, media_id) WHERE state = 'waiting';
 
 -- +goose Down
 DROP TABLE copy_items;

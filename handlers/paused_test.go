@@ -1,0 +1,172 @@
+package handlers_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/stage"
+)
+
+// hold keeps the next such call from having its effect until it is let go. The
+// returned functions wait for the call, and let it have its effect.
+func hold(p *stage.Place, api, key string) (reached, letGo func()) {
+	p.T.Helper()
+	arrived, released := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(released) })
+	p.T.Cleanup(release)
+	held := awslocal.Call{}
+	p.AWS.Inject(awslocal.Rule{API: api, Bucket: p.Bucket, Key: key, Times: 1, Before: func(_ context.Context, c awslocal.Call) {
+		held = c
+		close(arrived)
+		<-released
+	}})
+	reached = func() {
+		p.T.Helper()
+		select {
+		case <-arrived:
+		case <-time.After(30 * time.Second):
+			p.T.Fatalf("no %s of %s in %s\n%s", api, key, p.Bucket, p.Dump())
+		}
+	}
+	letGo = func() {
+		release()
+		p.Await("the end of the late "+api, func() bool {
+			for _, entry := range p.AWS.Log() {
+				if entry.Call == held {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	return reached, letGo
+}
+
+// A worker was paused, or cut off from its database, while its call was on the
+// way. Another took over and went on. Then the old call arrives. SQLite has
+// one worker at a time.
+func TestTheLateCallOfAWorkerThatLostItsLeaseChangesNothing(t *testing.T) {
+	t.Parallel()
+	cases := []struct {
+		name      string
+		before    func(p *stage.Place) []events.Event
+		event     func(p *stage.Place) events.Event
+		api, key  string
+		meanwhile func(p *stage.Place) []events.Event
+		want      contents
+	}{
+		{
+			name:  "the PUT of a first upload",
+			event: func(p *stage.Place) events.Event { return p.Upload("m1", "a.txt", "old") },
+			api:   put, key: "media/a.txt",
+			meanwhile: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "new")} },
+			want:      contents{"media/a.txt": "new"},
+		},
+		{
+			name:   "the PUT of a re-upload",
+			before: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "first")} },
+			event:  func(p *stage.Place) events.Event { return p.Upload("m1", "a.txt", "old") },
+			api:    put, key: "media/a.txt",
+			meanwhile: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "new")} },
+			want:      contents{"media/a.txt": "new"},
+		},
+		{
+			name:   "the PUT of a re-upload, of a media deleted meanwhile",
+			before: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "first")} },
+			event:  func(p *stage.Place) events.Event { return p.Upload("m1", "a.txt", "old") },
+			api:    put, key: "media/a.txt",
+			meanwhile: func(p *stage.Place) []events.Event { return []events.Event{p.Delete("m1", "a.txt")} },
+			want:      contents{},
+		},
+		{
+			name:   "a DELETE",
+			before: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "one")} },
+			event:  func(p *stage.Place) events.Event { return p.Delete("m1", "a.txt") },
+			api:    deleted, key: "media/a.txt",
+			meanwhile: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m2", "a.txt", "two")} },
+			want:      contents{"media/a.txt": "two"},
+		},
+		{
+			name:   "the COPY of a rename whose target has a new owner",
+			before: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "one")} },
+			event:  func(p *stage.Place) events.Event { return p.Rename("m1", "a.txt", "b.txt") },
+			api:    copied, key: "media/b.txt",
+			meanwhile: func(p *stage.Place) []events.Event {
+				return []events.Event{p.Rename("m1", "b.txt", "c.txt"), p.Upload("m2", "a.txt", "two"), p.Upload("m3", "b.txt", "three")}
+			},
+			want: contents{"media/a.txt": "two", "media/b.txt": "three", "media/c.txt": "one"},
+		},
+		{
+			name:   "the COPY of a rename whose source has a new owner",
+			before: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "one")} },
+			event:  func(p *stage.Place) events.Event { return p.Rename("m1", "a.txt", "b.txt") },
+			api:    copied, key: "media/b.txt",
+			meanwhile: func(p *stage.Place) []events.Event {
+				return []events.Event{p.Rename("m1", "b.txt", "c.txt"), p.Upload("m2", "a.txt", "two")}
+			},
+			want: contents{"media/a.txt": "two", "media/c.txt": "one"},
+		},
+		{
+			name:   "the DELETE of a rename",
+			before: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "one")} },
+			event:  func(p *stage.Place) events.Event { return p.Rename("m1", "a.txt", "b.txt") },
+			api:    deleted, key: "media/a.txt",
+			meanwhile: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m2", "a.txt", "two")} },
+			want:      contents{"media/b.txt": "one", "media/a.txt": "two"},
+		},
+	}
+	url := dbtest.PostgreSQLURL(t)
+	s := stage.New(t, dbtest.Open(t, url)).AtAWS()
+	customers := places(s, cases)
+	for i, tc := range cases {
+		if tc.before != nil {
+			publish(customers[i], tc.before(customers[i])...)
+		}
+	}
+	finish(s)
+
+	ids, letGo := make([][]string, len(cases)), make([]func(), len(cases))
+	var reached []func()
+	for i, tc := range cases {
+		arrived, release := hold(customers[i], tc.api, tc.key)
+		reached, letGo[i] = append(reached, arrived), release
+		ids[i] = publish(customers[i], tc.event(customers[i]))
+	}
+	paused := startDoomed(s, url)
+	for _, arrived := range reached {
+		arrived()
+	}
+	paused.cutOff()
+	for i, tc := range cases {
+		ids[i] = append(ids[i], publish(customers[i], tc.meanwhile(customers[i])...)...)
+	}
+	finish(s) // once the leases have lapsed
+	for i, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			p := customers[i]
+			for _, id := range ids[i] {
+				wantStates(t, p, []string{id}, "completed done")
+			}
+			wantContents(t, p, tc.want)
+			before := calls(p)
+			letGo[i]()
+			wantContents(t, p, tc.want)
+			wantLedgerTrue(t, p, "m1", "m2", "m3")
+			before[tc.api]++
+			if diff := cmp.Diff(before, calls(p)); diff != "" {
+				t.Errorf("the worker that lost its lease went on calling:\n%s", diff)
+			}
+		})
+	}
+	paused.end()
+	if refused := s.AWS.Refused(); len(refused) > 0 {
+		t.Errorf("asked for more than the manual's policy grants: %+v", refused)
+	}
+}

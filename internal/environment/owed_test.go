@@ -1,0 +1,234 @@
+package environment_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/integration"
+)
+
+func TestPausedTargetLosesOnlyWhatTheSourceChanges(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"), s.Upload("m3", "c.txt", "three"))
+		s.Work()
+		s.own(dev, "media")
+		s.pause(dev)
+		ids := s.publish(at{dev, created("dev", "")}, at{s.prod, s.Rename("m1", "a.txt", "z.txt")}, at{s.prod, s.Delete("m2", "b.txt")})
+		s.Work()
+		s.ends(ids, "available", "completed done", "completed done")
+		s.resume(dev)
+		s.Work()
+		s.ends(ids, "completed done", "completed done", "completed done")
+		s.holds(map[string]string{"media/z.txt": "one", "media/c.txt": "three", directory("dev") + "c.txt": "three"})
+		s.copied("dev", "incomplete", 1, map[string]string{"m1": "source_changed", "m2": "source_changed"})
+		s.nothingRefused()
+	})
+}
+
+func TestDeniedTargetIsBlockedAndTheSourceIsNot(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+		s.Work()
+		s.own(dev, "media")
+		role := s.role(dev, "arn:aws:iam::123456789012:role/dev", awslocal.CustomerPolicy(store, "elsewhere"))
+		ids := s.publish(at{dev, created("dev", "")})
+		s.Work()
+		s.ends(ids, "completed done")
+		if got := dev.Integration().State; got != integration.Blocked {
+			t.Fatalf("the target is %s, want blocked", got)
+		}
+		s.copied("dev", "running", 0, nil)
+
+		ids = append(ids, s.publish(at{s.prod, s.Upload("m1", "a.txt", "changed")})...)
+		s.Work()
+		s.ends(ids, "completed done", "completed done")
+		if got := s.prod.Integration().State; got != integration.Active {
+			t.Errorf("the source is %s, want active", got)
+		}
+		s.copied("dev", "running", 0, map[string]string{"m1": "source_changed"})
+
+		role.Policy = awslocal.CustomerPolicy(store, "media")
+		if err := s.AWS.SetRole(role); err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		s.Await("the copy after the probe", func() bool { return s.state("dev") == "incomplete" })
+		s.holds(map[string]string{"media/a.txt": "changed", "media/b.txt": "two", directory("dev") + "b.txt": "two"})
+		s.copied("dev", "incomplete", 1, map[string]string{"m1": "source_changed"})
+	})
+}
+
+func TestObjectThatAloneIsDeniedFailsAloneAfterThreeAttempts(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+		s.Work()
+		s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "a.txt", Status: 403, Code: "AccessDenied"})
+		s.Start()
+		s.prod.In("dev").Publish(created("dev", ""))
+		s.Await("the copy", func() bool { return s.state("dev") == "incomplete" })
+		s.copied("dev", "incomplete", 1, map[string]string{"m1": "denied"})
+		if got := s.prod.In("dev").Integration().State; got != integration.Active {
+			t.Errorf("the target is %s, want active", got)
+		}
+	})
+}
+
+func TestFailingCopyHoldsTheSourceUpForAMinuteAtMost(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.slowRetries()
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+		s.Work()
+		s.AWS.Inject(conflicting(copiesTo("dev"), 0))
+		s.prod.In("dev").Publish(created("dev", ""))
+		s.Work()
+		s.copied("dev", "running", 0, nil)
+
+		s.Start()
+		id := s.prod.Publish(s.Rename("m1", "a.txt", "z.txt"))
+		s.Await("the rename waiting for the copy", func() bool {
+			var waits bool
+			s.get(&waits, `SELECT EXISTS (SELECT 1 FROM {outbox} WHERE type = 'MediaRenamed' AND next_attempt_at IS NOT NULL)`)
+			return waits
+		})
+		// As if the first failure had been a minute ago.
+		s.exec(`UPDATE {copy_items} SET first_failed_at = first_failed_at - 60000000`)
+		s.exec(`UPDATE {outbox} SET next_attempt_at = 0 WHERE next_attempt_at IS NOT NULL`)
+		s.Await("the rename", func() bool { return s.Event(id).String() == "completed done" })
+		s.copied("dev", "running", 0, map[string]string{"m1": "source_changed"})
+	})
+}
+
+func TestUploadIntoANewEnvironmentRunsAtOnce(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"), s.Upload("m3", "c.txt", "three"))
+		s.Work()
+		hang := s.AWS.Inject(hanging(copiesTo("dev")))
+		s.Start()
+		ids := s.publish(at{dev, created("dev", "")}, at{dev, s.Upload("m4", "d.txt", "four")},
+			at{dev, s.Upload("m1", "a.txt", "one of dev")}, at{dev, s.Rename("m2", "b.txt", "b2.txt")}, at{dev, s.Upload("m5", "c.txt", "taken")})
+		s.Await("the upload of another media", func() bool { return s.Event(ids[1]).String() == "completed done" })
+		for _, id := range ids[2:] {
+			if got := s.Event(id).String(); got != "available" {
+				t.Errorf("an event that shares a media or name with an owed item: %s, want available", got)
+			}
+		}
+		hang.Remove()
+		s.Await("the others", func() bool { return s.Event(ids[4]).String() == "dead key_taken" && s.state("dev") == "complete" })
+		s.Await("the others", func() bool { return s.Event(ids[2]).State == "completed" && s.Event(ids[3]).State == "completed" })
+		s.ends(ids, "completed done", "completed done", "completed done", "completed done", "dead key_taken")
+		s.holds(map[string]string{
+			"media/a.txt": "one", "media/b.txt": "two", "media/c.txt": "three",
+			directory("dev") + "a.txt": "one of dev", directory("dev") + "b2.txt": "two",
+			directory("dev") + "c.txt": "three", directory("dev") + "d.txt": "four",
+		})
+		for _, name := range []string{"a.txt", "b.txt", "c.txt"} {
+			if n := s.effects("s3:CopyObject", directory("dev")+name); n != 1 {
+				t.Errorf("%s was copied %d times, want once", name, n)
+			}
+		}
+		s.nothingRefused()
+	})
+}
+
+func TestRenameInTheTargetWaitsForAMediaThatIsYetToJoin(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.pause(s.prod)
+		ids := s.publish(at{s.prod, s.Upload("m1", "a.txt", "one")}, at{s.prod, s.Upload("m2", "b.txt", "two")},
+			at{s.prod, s.Upload("m3", "c.txt", "three")}, at{dev, created("dev", "")},
+			at{dev, s.Rename("m1", "a.txt", "z.txt")}, at{dev, s.Delete("m2", "b.txt")}, at{dev, s.Upload("m3", "c.txt", "three of dev")})
+		s.Work()
+		s.ends(ids[3:], "completed done", "available", "completed skipped", "completed done")
+		s.resume(s.prod)
+		s.Work()
+		s.ends(ids[4:], "completed done", "completed skipped", "completed done")
+		s.holds(map[string]string{"media/a.txt": "one", "media/b.txt": "two", "media/c.txt": "three",
+			directory("dev") + "z.txt": "one", directory("dev") + "c.txt": "three of dev"})
+		s.copied("dev", "complete", 3, nil)
+		s.nothingRefused()
+	})
+}
+
+func TestSlowTargetDoesNotDelayOtherCopies(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.Config.IntegrationConcurrency = 2
+		for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
+			s.prod.Publish(s.Upload(name, name+".txt", name))
+		}
+		s.Work()
+		hang := s.AWS.Inject(hanging(copiesTo("slow")))
+		s.Start()
+		s.prod.In("slow").Publish(created("slow", ""))
+		s.Await("copies that hang", func() bool { return hang.Hits() >= 2 })
+		s.prod.In("dev").Publish(created("dev", ""))
+		s.Await("the other copy", func() bool { return s.state("dev") == "complete" })
+		s.copied("slow", "running", 0, nil)
+		hang.Remove()
+		s.Await("the slow copy", func() bool { return s.state("slow") == "complete" })
+	})
+}
+
+func TestEventThatBeganBeforeTheSnapshotBelongsToIt(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		if db.Dialect == database.SQLite {
+			t.Skip("SQLite's one writer commits in sequence")
+		}
+		s := newScene(t, db)
+		s.prod.Publish(s.Upload("m1", "a.txt", "old"), s.Upload("m2", "b.txt", "two"))
+		s.Work()
+		late, err := s.DB.BeginTxx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids := s.publishIn(late, at{s.prod.In("dev"), created("dev", "")})
+		began, goOn := make(chan struct{}), make(chan struct{})
+		s.AWS.Inject(awslocal.Rule{API: "s3:PutObject", Key: "media/a.txt", Times: 1, AfterEffect: true,
+			Before: func(ctx context.Context, _ awslocal.Call) {
+				close(began)
+				select {
+				case <-goOn:
+				case <-ctx.Done():
+				}
+			}})
+		s.Start()
+		ids = append(ids, s.prod.Publish(s.Upload("m1", "a.txt", "new")))
+		<-began
+		if err := late.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		s.Await("the snapshot and the other media", func() bool { return s.Event(ids[0]).State == "completed" && s.shown("dev").Done >= 1 })
+		close(goOn)
+		s.Await("the copy", func() bool { return s.state("dev") == "complete" })
+		s.ends(ids, "completed done", "completed done")
+		got := s.prod.Contents()
+		if got["media/a.txt"] != "new" || got[directory("dev")+"b.txt"] != "two" {
+			t.Error(got)
+		}
+		// Whichever of the two it is, the item didn't fail.
+		if content := got[directory("dev")+"a.txt"]; content != "old" && content != "new" {
+			t.Errorf("the copy has %q", content)
+		}
+		s.nothingRefused()
+	})
+}

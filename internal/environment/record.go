@@ -1,0 +1,203 @@
+package environment
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/bucket"
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/ledger"
+)
+
+const (
+	// deniedAttempts is how often an item is tried that alone is denied.
+	deniedAttempts = 3
+	// afterEvent is when an item is looked at again whose source an unfinished
+	// event may just be changing.
+	afterEvent = time.Second
+)
+
+// recordCopy writes the copied object into the target's ledger and ends the
+// item, unless another worker has it by now.
+func (s *Store) recordCopy(ctx context.Context, it *item, effects ledger.Effects) error {
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		if err := s.lockLanes(ctx, tx, it.TargetLane); err != nil {
+			return err
+		}
+		mine, err := s.end(ctx, tx, it, done, nil)
+		if err != nil || !mine {
+			return err
+		}
+		if err := s.ledger.Apply(ctx, tx, []ledger.Effects{effects}); err != nil {
+			return err
+		}
+		if err := s.closeCopy(ctx, tx, it.CopySequence); err != nil {
+			return err
+		}
+		return s.join(ctx, tx, []ending{{LaneID: it.TargetLane, MediaID: it.MediaID}})
+	})
+	return wrap("record a copied media", err)
+}
+
+// end ends an item that the caller still has.
+func (s *Store) end(ctx context.Context, tx *sqlx.Tx, it *item, state string, failed *failure.Error) (bool, error) {
+	code, words := reason(failed)
+	result, err := tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copy_items} SET state = ?, error_code = ?, error = ?, leased_until = NULL
+		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state IN ('owed', 'waiting')`),
+		state, code, words, it.CopySequence, it.MediaID, it.Token)
+	if err != nil {
+		return false, err
+	}
+	n, err := result.RowsAffected()
+	return n > 0, err
+}
+
+// closeCopy ends a copy that owes nothing and that no media can join any more.
+// The caller holds the target's lane, as does who opens items again.
+func (s *Store) closeCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) error {
+	_, err := tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copies} SET state = 'ended' WHERE sequence = ? AND state = 'active'
+		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'owed')
+		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'waiting')`),
+		sequence, sequence, sequence)
+	return wrap("end a finished copy", err)
+}
+
+// recordFailure decides what becomes of an item by the class of its failure.
+// It never touches the source's integration.
+func (s *Store) recordFailure(ctx context.Context, it *item, f *failure.Error, first bool) error {
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		if err := s.lockLanes(ctx, tx, it.TargetLane); err != nil {
+			return err
+		}
+		switch {
+		case f.Class == failure.Interrupted:
+			return s.putOff(ctx, tx, it, nil, 0)
+		case f.Code == failure.SourceChanged:
+			return s.recordSourceChanged(ctx, tx, it, f, first)
+		case f.Class == failure.Integration:
+			return s.recordDenial(ctx, tx, it, f)
+		case f.Class == failure.Transient && it.FailureCount+1 < s.options.Attempts:
+			return s.putOff(ctx, tx, it, f, s.options.Backoff(it.FailureCount+1))
+		}
+		return s.fail(ctx, tx, it, f)
+	})
+	return wrap("record a failed copy", err)
+}
+
+// recordSourceChanged fails an item whose source isn't what the snapshot saw,
+// unless an event of the media may be about to say why: one that had begun
+// before the snapshot makes the item look again when it ends.
+func (s *Store) recordSourceChanged(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error, first bool) error {
+	var changed, unfinished bool
+	if err := tx.QueryRowxContext(ctx, s.db.SQL(`
+		SELECT NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND media_id = ?
+				AND source_key = ? AND source_etag = ?),
+			EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id = ?
+				AND state IN ('available', 'running', 'retryable'))`),
+		it.CopySequence, it.MediaID, it.SourceKey, it.SourceETag, it.SourceLane, it.MediaID).
+		Scan(&changed, &unfinished); err != nil {
+		return err
+	}
+	switch {
+	case changed:
+		return s.putOff(ctx, tx, it, nil, 0)
+	case unfinished && !first:
+		return s.putOff(ctx, tx, it, nil, afterEvent)
+	}
+	return s.fail(ctx, tx, it, f)
+}
+
+// recordDenial blocks the target, unless the denial is the item's own: it was
+// denied again although a probe has passed, or it reads outside of the
+// target's own prefix.
+func (s *Store) recordDenial(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error) error {
+	target, exists, err := s.settings.ByLane(ctx, tx, it.TargetLane)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !exists, it.readsElsewhere(bucket.KeyPrefix(target.Prefix, ""), f.Code):
+		return s.fail(ctx, tx, it, f)
+	case it.DeniedAt == nil || target.ProbePassedAt.UnixMicro() <= *it.DeniedAt:
+		if err := s.settings.BlockTx(ctx, tx, it.TargetLane, f.Code, f.Error()); err != nil {
+			return err
+		}
+		return s.putOffDenied(ctx, tx, it, f, 0, 0)
+	case it.DeniedCount+1 < deniedAttempts:
+		return s.putOffDenied(ctx, tx, it, f, 1, s.options.Backoff(it.DeniedCount+1))
+	}
+	return s.fail(ctx, tx, it, failure.New(failure.Permanent, failure.Denied,
+		"the customer's account denies this copy alone: %w", f).WithRequestID(f.RequestID))
+}
+
+// fail ends an item for good, until somebody tries it again. What an attempt
+// may have written is settled by the media's next event in the target.
+func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error) error {
+	mine, err := s.end(ctx, tx, it, failed, f)
+	if err != nil || !mine {
+		return err
+	}
+	if it.key != "" && it.unsure {
+		if err := s.ledger.Apply(ctx, tx, []ledger.Effects{{Possible: []ledger.PossibleWrite{it.possibleWrite()}}}); err != nil {
+			return err
+		}
+	}
+	if err := s.closeCopy(ctx, tx, it.CopySequence); err != nil {
+		return err
+	}
+	return s.join(ctx, tx, []ending{{LaneID: it.TargetLane, MediaID: it.MediaID, Failed: true}})
+}
+
+// readsElsewhere tells whether a denial may be of what the item reads outside
+// of its target's own prefix, which only this copy needs.
+func (it *item) readsElsewhere(targetPrefix, code string) bool {
+	return !strings.HasPrefix(it.SourceKey, targetPrefix) &&
+		(code == failure.Denied || code == bucket.KMSDenied || code == bucket.SessionPolicyTooLarge)
+}
+
+func (it *item) possibleWrite() ledger.PossibleWrite {
+	return ledger.PossibleWrite{LaneID: it.TargetLane, MediaID: it.MediaID, Key: it.key, Version: it.Version}
+}
+
+// putOff gives an item back, to be tried again after the delay. Without a
+// failure, no attempt counts.
+func (s *Store) putOff(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error, delay time.Duration) error {
+	counted := 0
+	if f != nil {
+		counted = 1
+	}
+	code, words := reason(f)
+	_, err := tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copy_items} SET leased_until = NULL, failure_count = failure_count + ?, may_have_written = ?,
+			first_failed_at = coalesce(first_failed_at, CASE WHEN CAST(? AS integer) = 1 THEN {now} END),
+			error_code = ?, error = ?, next_attempt_at = {now} + ?
+		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state IN ('owed', 'waiting')`),
+		counted, it.unsure, counted, code, words, delay.Microseconds(), it.CopySequence, it.MediaID, it.Token)
+	return err
+}
+
+// putOffDenied gives back an item that the target's account denied.
+func (s *Store) putOffDenied(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error, counted int, delay time.Duration) error {
+	code, words := reason(f)
+	_, err := tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copy_items} SET leased_until = NULL, may_have_written = ?, denied_at = {now},
+			denied_count = denied_count + ?, error_code = ?, error = ?, next_attempt_at = {now} + ?
+		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state IN ('owed', 'waiting')`),
+		it.unsure, counted, code, words, delay.Microseconds(), it.CopySequence, it.MediaID, it.Token)
+	return err
+}
+
+// reason spells a failure for the database: valid UTF-8 without NUL, which
+// both databases take.
+func reason(f *failure.Error) (code, words *string) {
+	if f == nil {
+		return nil, nil
+	}
+	text := strings.ReplaceAll(strings.ToValidUTF8(f.Error(), "\uFFFD"), "\x00", "\uFFFD")
+	return &f.Code, &text
+}

@@ -1,0 +1,131 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// claim leases more lanes while those held offer too little to start. It goes
+// on when a shutdown begins: a lease that was granted must not be left behind.
+func (s *Subscriber) claim(work context.Context, takeOver bool) error {
+	s.mu.Lock()
+	offered := 0
+	for _, l := range s.lanes {
+		// Where slots are free, what the lanes have can't start.
+		if s.free == 0 && !l.status.Held && !l.leaving && !l.pace.slow {
+			offered += min(len(l.schedule.pending), max(l.pace.limit-len(l.schedule.running), 0))
+		}
+	}
+	room := maxLanes - len(s.lanes)
+	wanted := min(s.free+s.config.Concurrency-offered, room, max(s.config.Concurrency, 8))
+	s.mu.Unlock()
+
+	asked := time.Now()
+	asking, cancel := context.WithTimeout(work, s.config.Lease)
+	defer cancel()
+	if wanted > 0 {
+		claimed, err := s.store.Claim(asking, s.config.Worker, wanted, s.config.Lease)
+		if err != nil {
+			return err
+		}
+		if len(claimed) == wanted {
+			s.Wake()
+		}
+		s.hold(work, claimed, asked)
+		room -= len(claimed)
+	}
+	if !takeOver || room <= 0 {
+		return nil
+	}
+	lapsed, err := s.store.TakeOver(asking, s.config.Worker, room, s.config.Lease)
+	if err != nil {
+		return err
+	}
+	if len(lapsed) > 0 {
+		s.config.Logger.Warn("took over lanes whose worker let its lease lapse", "lanes", len(lapsed))
+	}
+	s.hold(work, lapsed, asked)
+	return nil
+}
+
+func (s *Subscriber) hold(work context.Context, leased []Lane, asked time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, lane := range leased {
+		if old := s.lanes[lane.LaneID]; old != nil {
+			old.end(ErrLeaseLost)
+		}
+		s.lanes[lane.LaneID] = s.newLane(work, lane, asked)
+	}
+}
+
+// rotate gives back lanes that have had their turn while others wait. A lane
+// with a long event couldn't be given back soon, so its other events go on.
+func (s *Subscriber) rotate(ctx context.Context) error {
+	now := time.Now()
+	s.mu.Lock()
+	busy := s.free == 0 || len(s.lanes) >= maxLanes
+	for _, l := range s.lanes {
+		if l.leaving && l.schedule.longest(now) > turn {
+			l.leaving, l.since = false, now
+			s.enqueue(l)
+		}
+	}
+	s.mu.Unlock()
+	if !busy {
+		return nil
+	}
+	waiting, err := s.store.Waiting(ctx)
+	if err != nil || !waiting {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.lanes {
+		if now.Sub(l.since) > turn && len(l.schedule.pending) > 0 && l.schedule.longest(now) <= turn {
+			l.leaving = true
+		}
+	}
+	return nil
+}
+
+// giveBack releases lanes that are drained, held, lost or have had their turn.
+func (s *Subscriber) giveBack(work context.Context) error {
+	s.mu.Lock()
+	var held []Holding
+	for laneID, l := range s.lanes {
+		if len(l.schedule.running) > 0 {
+			continue
+		}
+		drained := l.drainedWake != notDrained && l.drainedWake == l.status.Wake && !l.refill &&
+			len(l.schedule.pending) == 0
+		if !drained && l.ctx.Err() == nil && !l.status.Held && !l.leaving {
+			continue
+		}
+		delete(s.lanes, laneID)
+		if !l.lost {
+			held = append(held, l.holding())
+		}
+		l.end(errors.New("the lane was given back"))
+	}
+	s.mu.Unlock()
+	if len(held) == 0 {
+		return nil
+	}
+	work, cancel := context.WithTimeout(work, s.config.Lease)
+	defer cancel()
+	return s.store.Release(work, held)
+}
+
+// lose drops a lane that another worker has taken over.
+func (s *Subscriber) lose(l *lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lanes[l.LaneID] != l {
+		return
+	}
+	delete(s.lanes, l.LaneID)
+	l.end(ErrLeaseLost)
+	s.config.Logger.Warn("lost the lease of a lane", "service_id", l.ServiceID, "environment_id", l.EnvironmentID)
+}

@@ -1,0 +1,5 @@
+package outbox_test
+
+const childVariable = "OUTBOX_CHILD"
+
+func beWorker() {}

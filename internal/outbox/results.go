@@ -1,0 +1,140 @@
+package outbox
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/failure"
+)
+
+// settleLoop writes results in batches: while one transaction runs, the next
+// batch gathers.
+func (s *Subscriber) settleLoop(ctx context.Context) {
+	const most = 512
+	for first := range s.results {
+		batch := []*result{first}
+	gather:
+		for len(batch) < most {
+			select {
+			case r, ok := <-s.results:
+				if !ok {
+					break gather
+				}
+				batch = append(batch, r)
+			default:
+				break gather
+			}
+		}
+		s.settleBatch(ctx, batch)
+	}
+}
+
+func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
+	s.mu.Lock()
+	for _, r := range batch {
+		r.entry.settling = true
+	}
+	s.mu.Unlock()
+
+	unsettled := s.settleSafely(ctx, batch)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range unsettled {
+		r.lane.lost = true
+		r.lane.cancel(ErrLeaseLost)
+	}
+	for _, r := range batch {
+		s.finished(r)
+	}
+	s.dispatch()
+	s.Wake()
+}
+
+// settleSafely tries again while the database is away and a lease is left. A
+// batch that is refused is settled one by one; an event for which that fails
+// too counts as failed, so that its trouble stays its own. It returns what
+// could not be settled at all: other workers take those lanes over.
+func (s *Subscriber) settleSafely(ctx context.Context, batch []*result) (unsettled []*result) {
+	settlements := make([]*Settlement, len(batch))
+	for i, r := range batch {
+		settlements[i] = &r.settled
+	}
+	refused := false
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := s.store.Settle(ctx, settlements)
+		switch {
+		case err == nil:
+			return nil
+		case database.IsTransient(err):
+		case len(batch) > 1:
+			for i := range batch {
+				unsettled = append(unsettled, s.settleSafely(ctx, batch[i:i+1])...)
+			}
+			return unsettled
+		case !refused && settlements[0].Ends() && s.config.Failed != nil:
+			refused = true
+			settlements[0].Verdict = s.config.Failed(settlements[0].Event, err)
+		default:
+			s.config.Logger.Error("an event could not be settled: its lane is taken over when its lease lapses",
+				"event_id", settlements[0].Event.EventID, "error", err)
+			return batch
+		}
+		if !slices.ContainsFunc(batch, func(r *result) bool { return r.lane.alive(time.Now()) }) {
+			s.config.Logger.Error("events could not be settled: other workers take them over", "error", err)
+			return batch
+		}
+		s.config.Logger.Warn("settling is tried again", "error", err, "events", len(batch))
+		wait(ctx, pause)
+	}
+}
+
+// finished takes a settled event out of its lane. The mutex is held.
+func (s *Subscriber) finished(r *result) {
+	l, st := r.lane, &r.settled
+	switch {
+	case st.Kind == Yield, st.Kind == Defer && len(st.Behind) > 0:
+		l.schedule.putBack(st.Event.Sequence)
+	default:
+		l.schedule.finish(st.Event.Sequence, !st.Ends())
+	}
+	if l.ended != nil {
+		l.ended[st.Event.Sequence] = !st.Ends()
+	}
+	s.free++
+	s.alone = false
+	if r.entry.slow {
+		s.slow--
+		s.enqueueSlow()
+	}
+	switch {
+	case st.Failure != nil && st.Failure.Slows():
+		l.pace.slowed()
+	case st.Kind == Complete:
+		l.pace.succeeded()
+		if st.Event.Type == events.EnvironmentDeletedType && st.Outcome != Superseded {
+			l.schedule.supersede(st.Event.Sequence)
+			l.status.DeletedSequence = max(l.status.DeletedSequence, st.Event.Sequence)
+		}
+	case st.Kind == Yield && st.Failure != nil && st.Failure.Class == failure.Integration:
+		l.status.Held = true
+	}
+	if !st.Ends() || st.releases() || st.Event.Type == events.EnvironmentCreatedType {
+		l.refill = true
+	}
+	if s.lanes[l.LaneID] == l {
+		s.enqueue(l)
+	}
+}
+
+// enqueueSlow lets slow lanes try for a slot that one of them gave up.
+func (s *Subscriber) enqueueSlow() {
+	for _, l := range s.lanes {
+		if l.pace.slow {
+			s.enqueue(l)
+		}
+	}
+}

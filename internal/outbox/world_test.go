@@ -1,0 +1,403 @@
+package outbox_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// world is one outbox, seen from outside: publishers write to it, and tests
+// look at its tables.
+type world struct {
+	t     testing.TB
+	db    *database.DB
+	store *outbox.Store
+}
+
+// each runs a test on every database.
+func each(t *testing.T, test func(w *world)) {
+	t.Helper()
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) { test(newWorld(t, db)) })
+}
+
+func newWorld(t testing.TB, db *database.DB) *world {
+	w := &world{t: t, db: db}
+	w.exec(createEffects)
+	w.store = w.another()
+	return w
+}
+
+// another is a second worker's view of the same outbox.
+func (w *world) another() *outbox.Store { return outbox.New(w.db, &recorder{db: w.db}) }
+
+const createEffects = `CREATE TABLE {effects} (position integer, sequence bigint, worker text)`
+
+// recorder stands for the ledger: it keeps, in the transaction that settles,
+// which events were completed, in which order and by whom.
+type recorder struct {
+	db     *database.DB
+	calls  atomic.Int64
+	refuse func(*outbox.Settlement) error
+}
+
+func (r *recorder) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settlement, _ map[int64]int64) error {
+	r.calls.Add(1)
+	for _, st := range settled {
+		if r.refuse != nil {
+			if err := r.refuse(st); err != nil {
+				return err
+			}
+		}
+		if st.Kind != outbox.Complete {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, r.db.SQL(`INSERT INTO {effects} (position, sequence, worker)
+			SELECT coalesce(max(position), 0) + 1, ?, ? FROM {effects}`), st.Event.Sequence, st.Worker); err != nil {
+			return err
+		}
+		if st.Event.Type == events.EnvironmentDeletedType {
+			if err := r.forget(ctx, tx, st.Event); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// forget is what a deletion of an environment does to what waits before it.
+func (r *recorder) forget(ctx context.Context, tx *sqlx.Tx, e *outbox.Event) error {
+	for _, query := range []string{
+		`UPDATE {outbox} SET state = 'completed', outcome = 'superseded', finished_at = {now}, parked = false,
+			requeued = false, holding = false, next_attempt_at = NULL
+			WHERE lane_id = ? AND sequence < ? AND state IN ('available', 'retryable')`,
+		`DELETE FROM {holds} WHERE lane_id = ? AND sequence < ?`,
+	} {
+		if _, err := tx.ExecContext(ctx, r.db.SQL(query), e.LaneID, e.Sequence); err != nil {
+			return err
+		}
+	}
+	_, err := tx.ExecContext(ctx, r.db.SQL(`UPDATE {lanes} SET deleted_sequence = ? WHERE lane_id = ?`), e.Sequence, e.LaneID)
+	return err
+}
+
+func (r *recorder) RecordDiscarded(context.Context, *sqlx.Tx, []*outbox.Event, map[int64]bool) error {
+	return nil
+}
+
+func (w *world) exec(query string, args ...any) {
+	w.t.Helper()
+	if _, err := w.db.ExecContext(w.t.Context(), w.db.SQL(query), args...); err != nil {
+		w.t.Fatalf("%s: %v", query, err)
+	}
+}
+
+// one reads a single value.
+func one[T any](w *world, query string, args ...any) T {
+	w.t.Helper()
+	var value T
+	if err := w.db.GetContext(context.WithoutCancel(w.t.Context()), &value, w.db.SQL(query), args...); err != nil {
+		w.t.Fatalf("%s: %v", query, err)
+	}
+	return value
+}
+
+// all reads a column.
+func all[T any](w *world, query string, args ...any) []T {
+	w.t.Helper()
+	values := []T{}
+	if err := w.db.SelectContext(context.WithoutCancel(w.t.Context()), &values, w.db.SQL(query), args...); err != nil {
+		w.t.Fatalf("%s: %v", query, err)
+	}
+	return values
+}
+
+// touch is an event of one media that mentions these names: a deletion of one,
+// a rename between two.
+func touch(media string, names ...string) events.Event {
+	version := events.NewVersion(time.UnixMicro(1_750_000_000_000_000))
+	switch len(names) {
+	case 0:
+		return events.MediaDeleted{MediaID: media, FileName: "of " + media, Version: version}
+	case 1:
+		return events.MediaDeleted{MediaID: media, FileName: names[0], Version: version}
+	default:
+		return events.MediaRenamed{MediaID: media, From: names[0], To: names[1], Version: version}
+	}
+}
+
+// publish commits events of a service, each in its own transaction's place in
+// the sequence, and returns their sequences.
+func (w *world) publish(service string, list ...events.Event) []int64 {
+	w.t.Helper()
+	return w.publishIn(service, "", list...)
+}
+
+func (w *world) publishIn(service, environment string, list ...events.Event) []int64 {
+	w.t.Helper()
+	sequences := make([]int64, len(list))
+	for i, e := range list {
+		sequences[i] = w.insert(w.db, service, environment, e)
+	}
+	return sequences
+}
+
+type inserter interface {
+	QueryRowxContext(ctx context.Context, query string, args ...any) *sqlx.Row
+}
+
+// insert is the contract's INSERT; within a transaction, the event is visible
+// when that commits.
+func (w *world) insert(in inserter, service, environment string, e events.Event) int64 {
+	w.t.Helper()
+	data, err := json.Marshal(e)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.insertRaw(in, service, environment, e.Type(), string(data))
+}
+
+func (w *world) insertRaw(in inserter, service, environment, eventType, data string) int64 {
+	w.t.Helper()
+	var sequence int64
+	if err := in.QueryRowxContext(w.t.Context(), w.db.SQL(`
+		INSERT INTO {outbox} (event_id, type, service_id, environment_id, data) VALUES (?, ?, ?, ?, ?)
+		RETURNING sequence`), uuid.NewString(), eventType, service, environment, data).Scan(&sequence); err != nil {
+		w.t.Fatal(err)
+	}
+	return sequence
+}
+
+func (w *world) assign() outbox.Assigned {
+	w.t.Helper()
+	done, err := w.store.Assign(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return done
+}
+
+// lease is long enough never to lapse in a test.
+const lease = 10 * time.Minute
+
+// claim leases all lanes that have work.
+func (w *world) claim(worker string) []outbox.Lane {
+	w.t.Helper()
+	lanes, err := w.store.Claim(w.t.Context(), worker, 100, lease)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return lanes
+}
+
+// claimOne assigns, and leases the only lane that has work.
+func (w *world) claimOne(worker string) outbox.Lane {
+	w.t.Helper()
+	w.assign()
+	lanes := w.claim(worker)
+	if len(lanes) != 1 {
+		w.t.Fatalf("claimed %d lanes, want 1\n%s", len(lanes), w.dump())
+	}
+	return lanes[0]
+}
+
+// lapse lets the lease of a lane be over.
+func (w *world) lapse(laneID int64) {
+	w.t.Helper()
+	w.exec(`UPDATE {lanes} SET leased_until = 1 WHERE lane_id = ?`, laneID)
+}
+
+func (w *world) takeOver(worker string) []outbox.Lane {
+	w.t.Helper()
+	lanes, err := w.store.TakeOver(w.t.Context(), worker, 100, lease)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return lanes
+}
+
+// read reads a lane from its beginning.
+func (w *world) read(laneID int64) []*outbox.Event { return w.readAfter(laneID, 0) }
+
+func (w *world) readAfter(laneID, after int64) []*outbox.Event {
+	w.t.Helper()
+	found, err := w.store.Read(w.t.Context(), []outbox.Reading{{LaneID: laneID, After: after, Limit: 1000}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return found
+}
+
+// event reads one event of a held lane.
+func (w *world) event(laneID, sequence int64) *outbox.Event {
+	w.t.Helper()
+	found := w.read(laneID)
+	at := slices.IndexFunc(found, func(e *outbox.Event) bool { return e.Sequence == sequence })
+	if at < 0 {
+		w.t.Fatalf("event %d can't be read, only %v can\n%s", sequence, sequences(found), w.dump())
+	}
+	return found[at]
+}
+
+func sequences(found []*outbox.Event) []int64 {
+	list := make([]int64, len(found))
+	for i, e := range found {
+		list[i] = e.Sequence
+	}
+	return list
+}
+
+var (
+	done    = outbox.Verdict{Kind: outbox.Complete, Outcome: outbox.Done}
+	trouble = failure.New(failure.Transient, failure.ServerError, "S3 answered 500")
+	ruined  = failure.New(failure.Permanent, failure.SourceGone, "the source is gone")
+)
+
+func retryIn(delay time.Duration) outbox.Verdict {
+	return outbox.Verdict{Kind: outbox.Retry, Failure: trouble, Delay: delay}
+}
+
+// settle ends an attempt of an event that a lane's holder runs.
+func (w *world) settle(lane outbox.Lane, sequence int64, verdict outbox.Verdict) {
+	w.t.Helper()
+	w.settleEvent(lane, w.event(lane.LaneID, sequence), verdict)
+}
+
+func (w *world) settleEvent(lane outbox.Lane, e *outbox.Event, verdict outbox.Verdict) {
+	w.t.Helper()
+	if err := w.store.Settle(w.t.Context(), []*outbox.Settlement{settlement(lane, e, verdict)}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func settlement(lane outbox.Lane, e *outbox.Event, verdict outbox.Verdict) *outbox.Settlement {
+	return &outbox.Settlement{Event: e, Token: lane.Token, Started: time.Now(), Duration: time.Millisecond,
+		Worker: "settler", Verdict: verdict}
+}
+
+// park looks events up among the holds, as their lane's holder does.
+func (w *world) park(lane outbox.Lane, running []*outbox.Event, waiting ...*outbox.Event) []int64 {
+	w.t.Helper()
+	parked, err := w.store.Park(w.t.Context(), holdingOf(lane), running, waiting)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	list := []int64{}
+	for sequence := range parked {
+		list = append(list, sequence)
+	}
+	slices.Sort(list)
+	return list
+}
+
+func holdingOf(lane outbox.Lane) outbox.Holding {
+	return outbox.Holding{LaneID: lane.LaneID, Token: lane.Token, SeenWake: -1}
+}
+
+// promote lets all delays be over.
+func (w *world) promote() {
+	w.t.Helper()
+	w.exec(`UPDATE {outbox} SET next_attempt_at = 1 WHERE next_attempt_at IS NOT NULL`)
+	if _, _, err := w.store.Promote(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) status(laneID int64) outbox.Status {
+	w.t.Helper()
+	found, err := w.store.Statuses(w.t.Context(), []int64{laneID})
+	if err != nil || len(found) != 1 {
+		w.t.Fatalf("%d statuses: %v", len(found), err)
+	}
+	return found[0]
+}
+
+// state is an event's state, with its outcome or the code of its error.
+func (w *world) state(sequence int64) string {
+	w.t.Helper()
+	return one[string](w, `SELECT trim(state || ' ' || coalesce(outcome, error_code, '')) FROM {outbox} WHERE sequence = ?`, sequence)
+}
+
+func (w *world) effects() []int64 {
+	w.t.Helper()
+	return all[int64](w, `SELECT sequence FROM {effects} ORDER BY position`)
+}
+
+// dump tells what stands in the tables, for failures.
+func (w *world) dump() string {
+	var text strings.Builder
+	for _, table := range []string{
+		`SELECT sequence, lane_id, media_id, resources, state, outcome, error_code, parked, requeued, holding,
+			next_attempt_at, attempt_count, lapse_count FROM {outbox}
+			WHERE lane_id IS NULL OR state NOT IN ('completed', 'dead') ORDER BY sequence LIMIT 60`,
+		`SELECT lane_id, service_id, held, wake, ready_at, read_from, last_sequence, lease_token, leased_by,
+			leased_until, lapse_count, gate_sequence FROM {lanes} ORDER BY lane_id LIMIT 30`,
+		`SELECT * FROM {holds} ORDER BY sequence, resource LIMIT 60`,
+	} {
+		rows, err := w.db.QueryxContext(context.WithoutCancel(w.t.Context()), w.db.SQL(table))
+		if err != nil {
+			return err.Error()
+		}
+		for rows.Next() {
+			row := make(map[string]any)
+			if err := rows.MapScan(row); err != nil {
+				return err.Error()
+			}
+			fmt.Fprintln(&text, row)
+		}
+		_ = rows.Close()
+		fmt.Fprintln(&text)
+	}
+	return text.String()
+}
+
+// await polls until the condition holds.
+func (w *world) await(what string, holds func() bool) {
+	w.t.Helper()
+	await(w.t, what, holds, w.dump)
+}
+
+func await(t testing.TB, what string, holds func() bool, dump func() string) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for !holds() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited too long for: %s\n%s", what, dump())
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func contextWithTimeout(t testing.TB, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), timeout)
+}
+
+func ref[T any](value T) *T { return &value }
+
+// series is a query for the numbers up to n, in the column n.
+func (w *world) series(n int) string {
+	return fmt.Sprintf(`WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < %d) SELECT n FROM s`, n)
+}
+
+// uuidOf is an expression that makes a UUID of a number.
+func (w *world) uuidOf(number string) string {
+	text := `'00000000-0000-7000-8000-' || substr('000000000000' || ` + number + `, -12)`
+	if w.db.Dialect == database.PostgreSQL {
+		return `CAST('00000000-0000-7000-8000-' || lpad(CAST(` + number + ` AS text), 12, '0') AS uuid)`
+	}
+	return text
+}
