@@ -56,7 +56,6 @@ func install(t testing.TB, database, fileRoot string, at clouds, settings ...str
 		"OWNBUCKET_DATABASE_URL=" + database, "OWNBUCKET_FILE_ROOT=" + fileRoot,
 	}, settings...)
 	t.Cleanup(i.checkLogs)
-	defer func() { t.Cleanup(i.debug) }()
 	i.run("migrate", "up")
 	return i
 }
@@ -103,7 +102,7 @@ func (i *installation) start(stdin io.Reader, args ...string) *process {
 		i.t.Fatal(err)
 	}
 	defer stderr.Close()
-	p.Cmd = exec.CommandContext(context.WithoutCancel(i.t.Context()), i.program, args...)
+	p.Cmd = exec.CommandContext(i.t.Context(), i.program, args...)
 	p.Env, p.Dir, p.Stdin, p.Stdout, p.Stderr = i.env, i.logs, stdin, &p.stdout, stderr
 	p.WaitDelay = time.Second
 	if err := p.Start(); err != nil {

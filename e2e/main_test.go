@@ -36,7 +36,7 @@ var program = sync.OnceValues(func() (string, error) {
 		return built, nil
 	}
 	path := filepath.Join(directory, "ownbucket")
-	build := exec.CommandContext(context.Background(), "go", "build", "-o", path, stub())
+	build := exec.CommandContext(context.Background(), "go", "build", "-o", path, "../cmd/ownbucket")
 	if output, err := build.CombinedOutput(); err != nil {
 		return "", errors.Join(fmt.Errorf("build ownbucket: %w", err), errors.New(string(output)))
 	}
@@ -49,11 +49,4 @@ func long(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long")
 	}
-}
-
-func stub() string {
-	if _, err := os.Stat("../cmd/ownbucket/main.go"); err == nil {
-		return "../cmd/ownbucket"
-	}
-	return "./.stub"
 }

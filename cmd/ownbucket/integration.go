@@ -31,8 +31,8 @@ type integrationSet struct {
 	CustomDomain         *string `placeholder:"URL" help:"Where files are served from, as in https://media.example.com."`
 	PinFileNames         *bool   `placeholder:"BOOL" help:"Refuse renames, and uploads under another name."`
 	Memo                 *string `placeholder:"TEXT" help:"Anything worth remembering."`
-	DistributionID       *string `placeholder:"ID" help:"The CloudFront distribution to purge; \"\" opts out."`
-	CDNPrefix            *string `name:"cdn-prefix" placeholder:"PATH" help:"What the viewers' paths have before the key."`
+	DistributionID       *string `placeholder:"ID" help:"The CloudFront distribution, kept for a later release: nothing is purged yet."`
+	CDNPrefix            *string `name:"cdn-prefix" placeholder:"PATH" help:"What the viewers' paths have before the key, kept for a later release."`
 	SkipTest             bool    `help:"Apply the settings without a connection test; needs --reason."`
 	Reason               string  `placeholder:"TEXT" help:"Why, for the audit."`
 }

@@ -71,12 +71,13 @@ func (s *Store) activate(ctx context.Context, tx *sqlx.Tx, d *outbox.Delivery) e
 }
 
 // awaitSource waits for the creation of the environment that another is made
-// from: it has no settings before.
+// from, which gives it its settings. One that is held has settings already.
 func (s *Store) awaitSource(ctx context.Context, tx *sqlx.Tx, sourceLane, before int64) error {
 	var due bool
 	if err := tx.GetContext(ctx, &due, s.db.SQL(`
 		SELECT EXISTS (SELECT 1 FROM {copies} c JOIN {outbox} e ON e.sequence = c.sequence
-			WHERE c.target_lane = ? AND c.sequence < ? AND c.state IN ('pending', 'planned')
+			JOIN {lanes} l ON l.lane_id = c.target_lane
+			WHERE c.target_lane = ? AND c.sequence < ? AND c.state IN ('pending', 'planned') AND NOT l.held
 			AND e.state IN ('available', 'running', 'retryable'))`), sourceLane, before); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package environment_test
 
 import (
+	"context"
 	"net/http"
 	"testing"
 	"time"
@@ -291,4 +292,13 @@ func (s *scene) effects(api, key string) int {
 		}
 	}
 	return n
+}
+
+// stranger puts an object while a call is under way.
+func (s *scene) stranger(key string) func(context.Context, awslocal.Call) {
+	return func(context.Context, awslocal.Call) {
+		if _, err := s.AWS.PutDirect(store, key, []byte("a stranger's"), awslocal.Stranger{}); err != nil {
+			s.t.Error(err)
+		}
+	}
 }

@@ -151,7 +151,7 @@ func TestWhatWaitsForALongEventLeavesTheWindow(t *testing.T) {
 	each(t, func(w *world) {
 		long := w.publish("s", touch("a"))[0]
 		var waiting []int64
-		for range 300 {
+		for range 40 {
 			waiting = append(waiting, w.publish("s", touch("a"))...)
 		}
 		other := w.publish("s", touch("b"))[0]

@@ -1,0 +1,274 @@
+package environment_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/bucket"
+	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+)
+
+func TestDeletionTakesTheWholeDirectoryAndNothingElse(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+		s.publish(at{s.prod.In("dev"), created("dev", "")}, at{s.prod.In("dev2"), created("dev2", "")})
+		s.Work()
+		beside := strings.TrimSuffix(directory("dev"), "/")
+		want := map[string]string{
+			"media/a.txt": "one", "media/b.txt": "two",
+			directory("dev2") + "a.txt": "one", directory("dev2") + "b.txt": "two",
+		}
+		for _, key := range []string{beside, beside + "foo/x.txt", beside + "-", "media/x/" + directory("dev") + "y", directory("dev")[len("media/"):] + "z"} {
+			s.putStranger(key)
+			want[key] = "a stranger's"
+		}
+		for _, name := range []string{
+			"", "deep/er/x", "/", "//", "a b+c%2F.txt", `"'<>&amp;`, "line\nbreak", "tab\tand\rreturn", "bell\x07", "\u2028", "写真😀.png", "が.txt", "か\u3099.txt", ".", "..",
+		} {
+			s.putStranger(directory("dev") + name)
+		}
+		id := s.prod.In("dev").Publish(deleted())
+		s.Work()
+		s.ends([]string{id}, "completed done")
+		s.holds(want)
+		s.nothingRefused()
+	})
+}
+
+func TestDeletionListsAndDeletesAThousandAtATime(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ objects, lists, deletes int }{
+		{0, 1, 0}, {1, 2, 1}, {1000, 2, 1}, {1001, 3, 2}, {2345, 4, 3},
+	} {
+		t.Run(fmt.Sprint(c.objects), func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t, dbtest.SQLite(t))
+			s.AtAWS()
+			dev := s.prod.In("dev")
+			dev.Publish(created("dev", ""))
+			s.Work()
+			for i := range c.objects {
+				s.putStranger(fmt.Sprintf("%s%04d.txt", directory("dev"), i))
+			}
+			s.AWS.ResetCounts()
+			id := dev.Publish(deleted())
+			s.Work()
+			s.ends([]string{id}, "completed done")
+			s.holds(map[string]string{})
+			// The last listing finds the directory empty.
+			want := map[string]int{"s3:ListObjectsV2": c.lists}
+			if c.deletes > 0 {
+				want["s3:DeleteObjects"] = c.deletes
+			}
+			if diff := cmp.Diff(want, s.AWS.BucketCounts(store)); diff != "" {
+				t.Errorf("calls (-want +got):\n%s", diff)
+			}
+			s.nothingRefused()
+		})
+	}
+}
+
+func TestDeletionGoesOnUntilTheDirectoryIsEmpty(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		dev.Publish(created("dev", ""))
+		s.Work()
+		// Somebody uploads while we delete, and S3 fails in the middle.
+		put := awslocal.Rule{API: "s3:DeleteObjects", Times: 1, AfterEffect: true, Status: 409, Code: "OperationAborted"}
+		s.AWS.Inject(put)
+		s.AWS.Inject(awslocal.Rule{API: "s3:DeleteObjects", Times: 1, Before: s.stranger(directory("dev") + "late.txt")})
+		id := dev.Publish(deleted())
+		s.Start()
+		s.Await("the deletion", func() bool { return s.Event(id).String() == "completed done" })
+		s.holds(map[string]string{"media/a.txt": "one"})
+		s.nothingRefused()
+	})
+}
+
+func TestEnvironmentIsCreatedAgainAfterItsDeletion(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		dev.Publish(created("dev", ""), s.Upload("m9", "own.txt", "of dev"), s.Delete("m1", "a.txt"))
+		s.Work()
+		ids := s.publish(at{dev, deleted()}, at{dev, created("dev", "")}, at{dev, s.Rename("m1", "a.txt", "b.txt")})
+		s.Work()
+		s.ends(ids, "completed done", "completed done", "completed done")
+		s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "b.txt": "one"})
+		if got := dev.Ledger("m9"); got != nil {
+			t.Errorf("the ledger still has %+v", got)
+		}
+		s.copied("dev", "complete", 1, nil)
+		s.nothingRefused()
+	})
+}
+
+func TestDeletionRunAgainOrWithoutSettingsIsSkipped(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		ids := s.publish(at{s.prod.In("never"), deleted()}, at{dev, created("dev", "")}, at{dev, deleted()}, at{dev, deleted()})
+		s.Work()
+		s.ends(ids, "completed skipped", "completed done", "completed done", "completed skipped")
+		if s.state("dev") != "" {
+			t.Errorf("the environment is still %s", s.state("dev"))
+		}
+		s.nothingRefused()
+	})
+}
+
+func TestDeletionSupersedesWhatWaits(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.slowRetries()
+		dev := s.prod.In("dev")
+		dev.Publish(created("dev", ""))
+		s.Work()
+		s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:PutObject"}, 0))
+		ids := s.publish(at{dev, s.Upload("m1", "a.txt", "one")}, at{dev, s.Upload("m1", "b.txt", "two")})
+		s.Work()
+		s.ends(ids, "retryable conflict", "available")
+		ids = append(ids, dev.Publish(deleted()))
+		s.Work()
+		s.ends(ids, "completed superseded", "completed superseded", "completed done")
+		s.holds(map[string]string{})
+		s.nothingRefused()
+	})
+}
+
+func TestEventThatCommitsAfterALaterDeletionIsSuperseded(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, dbtest.PostgreSQL(t))
+	dev := s.prod.In("dev")
+	dev.Publish(created("dev", ""))
+	s.Work()
+	late, err := s.DB.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := s.publishIn(late, at{dev, s.Upload("m1", "a.txt", "one")}, at{dev, created("dev", "")}, at{s.prod, s.Upload("m2", "b.txt", "two")})
+	ids = append(ids, dev.Publish(deleted()))
+	s.Work()
+	if err := late.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	s.Work()
+	s.ends(ids, "completed superseded", "completed superseded", "completed done", "completed done")
+	s.holds(map[string]string{"media/b.txt": "two"})
+	s.nothingRefused()
+}
+
+func TestTargetDeletedWhileItsCopyRuns(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		for i := range 10 {
+			s.prod.Publish(s.Upload(fmt.Sprint("m", i), fmt.Sprint(i, ".txt"), "x"))
+		}
+		s.Work()
+		want := s.prod.Contents()
+		hang := s.AWS.Inject(hanging(copiesTo("dev")))
+		s.Start()
+		ids := s.publish(at{dev, created("dev", "")})
+		s.Await("copies", func() bool { return hang.Hits() > 0 })
+		ids = append(ids, dev.Publish(deleted()))
+		s.Await("the deletion waiting for what is being copied", func() bool {
+			var left int
+			s.get(&left, `SELECT count(*) FROM {copy_items} WHERE state = 'owed'`)
+			return left == hang.Hits()
+		})
+		s.ends(ids, "completed done", "available")
+		hang.Remove()
+		s.Await("the deletion", func() bool { return s.Event(ids[1]).String() == "completed done" })
+		s.holds(want)
+		if n := s.effects("s3:CopyObject", directory("dev")+"9.txt"); n > 1 {
+			t.Errorf("copied %d times", n)
+		}
+		s.nothingRefused()
+	})
+}
+
+func TestSourceDeletedWhileCopiesFromItAreOwed(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev, stg := s.prod.In("dev"), s.prod.In("stg")
+		dev.Publish(created("dev", ""), s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+		s.Work()
+		hang := s.AWS.Inject(hanging(copiesTo("stg")))
+		s.Start()
+		ids := s.publish(at{stg, created("stg", "dev")}, at{dev, deleted()}, at{dev, created("dev", "")})
+		s.Await("copies", func() bool { return hang.Hits() > 1 })
+		s.ends(ids, "completed done", "available", "available")
+		hang.Remove()
+		s.Await("the deletion", func() bool { return s.Event(ids[2]).String() == "completed done" })
+		s.holds(map[string]string{directory("stg") + "a.txt": "one", directory("stg") + "b.txt": "two"})
+		s.copied("stg", "complete", 2, nil)
+		s.nothingRefused()
+	})
+}
+
+func TestDeletionDoesNotWaitForATargetThatCannotTakeItsCopies(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev, stg := s.prod.In("dev"), s.prod.In("stg")
+		dev.Publish(created("dev", ""), s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		s.own(stg, "media")
+		s.pause(stg)
+		ids := s.publish(at{stg, created("stg", "dev")}, at{dev, deleted()})
+		s.Work()
+		s.ends(ids, "available", "completed done")
+		s.resume(stg)
+		s.Work()
+		s.ends(ids, "completed done", "completed done")
+		s.copied("stg", "incomplete", 0, map[string]string{"m1": "source_changed"})
+		s.holds(map[string]string{})
+	})
+}
+
+func TestDeletionLetsRunWhatACopyStillNeeds(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.slowRetries()
+		dev, stg := s.prod.In("dev"), s.prod.In("stg")
+		dev.Publish(created("dev", ""), s.Upload("m2", "b.txt", "old"))
+		s.Work()
+		s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:PutObject", Key: "*/b.txt"}, 0))
+		ids := s.publish(
+			at{dev, s.Upload("m1", "a.txt", "one")}, at{dev, s.Upload("m2", "b.txt", "new")},
+			at{stg, created("stg", "dev")}, at{dev, deleted()})
+		s.Work()
+		s.ends(ids, "completed done", "completed superseded", "completed done", "completed done")
+		s.holds(map[string]string{directory("stg") + "a.txt": "one", directory("stg") + "b.txt": "old"})
+		s.nothingRefused()
+	})
+}
+
+func TestDirectoryIsMadeOfTheServiceIDOnce(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, dbtest.SQLite(t))
+	s.prod.In("dev").Publish(created("dev", ""))
+	s.Work()
+	if got, want := s.prod.In("dev").Integration().Directory, bucket.Directory(serviceID("dev")); got != want {
+		t.Errorf("directory %q, want %q", got, want)
+	}
+}

@@ -1,0 +1,490 @@
+package outbox_test
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+func verdictOf(class failure.Class, code string, kind outbox.Kind, delay time.Duration) outbox.Verdict {
+	return outbox.Verdict{Kind: kind, Delay: delay, Failure: failure.New(class, code, "%s", code)}
+}
+
+// publishMany publishes n events of a service, each of a media of its own.
+func (w *world) publishMany(service string, n int) []int64 {
+	w.t.Helper()
+	var list []int64
+	for i := range n {
+		list = append(list, w.publish(service, touch(strconv.Itoa(i)))...)
+	}
+	return list
+}
+
+func TestNeverMoreInFlightThanTheLimits(t *testing.T) {
+	each(t, func(w *world) {
+		const workers, lane = 6, 4
+		w.publishMany("a", 40)
+		w.publishMany("b", 40)
+		h := newHands()
+		start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency, c.LaneConcurrency = workers, lane }), h.handle)
+		most := map[string]int{}
+		full := false
+		w.await("all have ended", func() bool {
+			for _, service := range []string{"a", "b"} {
+				most[service] = max(most[service], h.runningOf(service))
+			}
+			running := h.running()
+			full = full || len(running) == workers
+			if len(running) > 0 && (len(running) == workers || h.startedCount() > 60 || h.startedCount() < 30) {
+				h.end(running[0], done)
+			}
+			return w.finished() == 80
+		})
+		if h.most > workers || most["a"] > lane || most["b"] > lane {
+			w.t.Errorf("%d ran at once, at most %v of one integration; the limits are %d and %d", h.most, most, workers, lane)
+		}
+	})
+}
+
+func TestALaneUsesAllThatItMay(t *testing.T) {
+	each(t, func(w *world) {
+		w.publishMany("a", 60)
+		h := newHands()
+		start(w.t, w.store, configured("w"), h.handle)
+		w.await("two run at first", func() bool { return len(h.running()) == 2 })
+		for range 4 {
+			w.await("one runs", func() bool { return len(h.running()) > 0 })
+			h.end(h.running()[0], done)
+		}
+		w.await("four run after successes", func() bool { return len(h.running()) == 4 })
+		w.settles(h)
+		if n := len(h.running()); n != 4 {
+			w.t.Errorf("%d run at once, want 4", n)
+		}
+	})
+}
+
+func TestTimeoutsShrinkALaneToOneInFlightUntilItSucceeds(t *testing.T) {
+	each(t, func(w *world) {
+		w.publishMany("a", 60)
+		h := newHands()
+		start(w.t, w.store, configured("w"), h.handle)
+		for range 4 {
+			w.await("one runs", func() bool { return len(h.running()) > 0 })
+			h.end(h.running()[0], done)
+		}
+		w.await("four run", func() bool { return len(h.running()) == 4 })
+		for _, sequence := range h.running() {
+			h.end(sequence, verdictOf(failure.Transient, failure.Throttled, outbox.Retry, time.Hour))
+		}
+		w.await("one runs", func() bool { return len(h.running()) == 1 })
+		w.settles(h)
+		if n := len(h.running()); n != 1 {
+			w.t.Fatalf("%d run although the last calls were throttled", n)
+		}
+		w.ends("it grows back", h, done, func() bool { return w.finished() > 20 })
+		w.await("four run", func() bool { return len(h.running()) == 4 })
+	})
+}
+
+func TestSlowLanesTogetherHoldAtMostHalfOfTheSlots(t *testing.T) {
+	each(t, func(w *world) {
+		const lanes = 6
+		service := func(i int) string { return "slow " + strconv.Itoa(i) }
+		for i := range lanes {
+			w.publishMany(service(i), 10)
+		}
+		h := newHands()
+		start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency, c.LaneConcurrency = 4, 4 }), h.handle)
+		slow := verdictOf(failure.Transient, failure.Timeout, outbox.Retry, time.Hour)
+		seen := map[string]bool{}
+		w.await("all lanes have timed out", func() bool {
+			for _, sequence := range h.running() {
+				if d := h.delivery(sequence); d != nil && !seen[d.Event.ServiceID] {
+					seen[d.Event.ServiceID] = true
+				}
+				h.end(sequence, slow)
+			}
+			return one[int](w, `SELECT count(DISTINCT lane_id) FROM {outbox} WHERE state = 'retryable'`) == lanes
+		})
+		w.settles(h)
+		if n := len(h.running()); n > 2 {
+			w.t.Fatalf("slow lanes hold %d of 4 slots", n)
+		}
+		healthy := w.publishMany("healthy", 3)
+		w.await("the healthy one's run", func() bool { return h.runningOf("healthy") == 2 })
+		for range healthy {
+			w.await("a healthy one runs", func() bool { return h.runningOf("healthy") > 0 })
+			for _, sequence := range healthy {
+				h.end(sequence, done)
+			}
+		}
+		// What one slow lane gives up, another gets, until all is done.
+		w.ends("all end", h, done, func() bool {
+			w.exec(`UPDATE {outbox} SET next_attempt_at = 1 WHERE next_attempt_at IS NOT NULL`)
+			return w.finished() == lanes*10+len(healthy)
+		})
+	})
+}
+
+func TestOneSlotIsEnoughForASlowLane(t *testing.T) {
+	each(t, func(w *world) {
+		w.publishMany("a", 3)
+		h := newHands()
+		start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency, c.LaneConcurrency = 1, 1 }), h.handle)
+		w.ends("one times out", h, verdictOf(failure.Transient, failure.Timeout, outbox.Retry, time.Hour), func() bool {
+			return one[int](w, `SELECT count(*) FROM {outbox} WHERE state = 'retryable'`) > 0
+		})
+		w.ends("the others end", h, done, func() bool { return w.finished() > 0 })
+	})
+}
+
+func TestAHungLaneDelaysNoOther(t *testing.T) {
+	each(t, func(w *world) {
+		// Many media of one customer hang; what waits behind them shares theirs.
+		for i := range 4 {
+			for range 30 {
+				w.publish("hung", touch(strconv.Itoa(i)))
+			}
+		}
+		h := newHands()
+		start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency, c.LaneConcurrency = 6, 4 }), h.handle)
+		w.await("it hangs", func() bool { return h.runningOf("hung") == 2 })
+		for i := range 12 {
+			w.publishMany("s"+strconv.Itoa(i), 3)
+		}
+		w.await("the others end", func() bool {
+			for _, sequence := range h.running() {
+				if d := h.delivery(sequence); d != nil && d.Event.ServiceID != "hung" {
+					h.end(sequence, done)
+				}
+			}
+			return w.finished() == 36
+		})
+		if n := h.runningOf("hung"); n != 2 {
+			w.t.Errorf("%d of the hung lane run", n)
+		}
+	})
+}
+
+func TestMediaGoOnBesideALongEventHoweverManyWaitBehindIt(t *testing.T) {
+	each(t, func(w *world) {
+		long := w.publish("s", touch("a"))[0]
+		var behind []int64
+		for range 60 {
+			behind = append(behind, w.publish("s", touch("a"))...)
+		}
+		others := w.publishMany("s", 5)
+		h := newHands()
+		start(w.t, w.store, configured("w"), h.handle)
+		w.await("the others end", func() bool {
+			for _, sequence := range others {
+				h.end(sequence, done)
+			}
+			return w.finished() == len(others)
+		})
+		if !h.runs(long) {
+			w.t.Errorf("%v run, want %d alone", h.running(), long)
+		}
+		w.ends("the chain ends", h, done, func() bool { return w.finished() == 66 })
+		chain := slices.DeleteFunc(w.effects(), func(s int64) bool { return slices.Contains(others, s) })
+		if diff := cmp.Diff(append([]int64{long}, behind...), chain); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+// A lane with a long event can't be given back for those that wait: its other
+// media must go on all the same.
+func TestALaneWithALongEventGoesOnWhileOthersWait(t *testing.T) {
+	each(t, func(w *world) {
+		long := w.publish("s", touch("long"))[0]
+		h := newHands()
+		start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency, c.LaneConcurrency = 2, 2 }), h.handle)
+		w.await("it runs", func() bool { return h.runs(long) })
+		var mine []int64
+		publishing := func() {
+			mine = append(mine, w.publishMany("s", 20)...)
+			for i := range 8 {
+				w.publishMany("other "+strconv.Itoa(i), 20)
+			}
+		}
+		publishing()
+		began, counted := time.Now(), 0
+		w.await("its other media go on after seconds", func() bool {
+			for _, sequence := range h.running() {
+				if sequence != long {
+					h.end(sequence, done)
+				}
+			}
+			if time.Since(began) < 3*time.Second {
+				if w.finished() > counted+100 {
+					publishing()
+					counted = w.finished()
+				}
+				return false
+			}
+			return one[int](w, `SELECT count(*) FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
+				WHERE l.service_id = 's' AND e.state = 'completed'`) == len(mine)
+		})
+	})
+}
+
+func TestAPausedLaneStopsAndIsGivenBack(t *testing.T) {
+	each(t, func(w *world) {
+		w.publishMany("s", 20)
+		h := newHands()
+		start(w.t, w.store, configured("w"), h.handle)
+		w.await("two run", func() bool { return len(h.running()) == 2 })
+		w.exec(`UPDATE {lanes} SET held = true`)
+		w.settles(h)
+		started := h.startedCount()
+		for _, sequence := range h.running() {
+			h.end(sequence, done)
+		}
+		w.await("the lane is given back", func() bool {
+			return one[int](w, `SELECT count(*) FROM {lanes} WHERE leased_by IS NULL`) == 1
+		})
+		if n := h.startedCount(); n != started {
+			w.t.Errorf("%d events began in a paused lane", n-started)
+		}
+		w.exec(`UPDATE {lanes} SET held = false, wake = wake + 1, ready_at = coalesce(ready_at, 1)`)
+		w.ends("all end", h, done, func() bool { return w.finished() == 20 })
+	})
+}
+
+// An event that was put back keeps its place before those that come after it.
+func TestAnEventThatYieldsIsNotOvertaken(t *testing.T) {
+	each(t, func(w *world) {
+		for name, verdict := range map[string]outbox.Verdict{
+			"interrupted":                   verdictOf(failure.Interrupted, failure.Canceled, outbox.Yield, 0),
+			"deferred behind another media": {Kind: outbox.Defer, Behind: []string{"m:nobody"}},
+			"retried at once":               retryIn(0),
+			"deferred":                      {Kind: outbox.Defer},
+		} {
+			h := newHands()
+			worker := start(w.t, w.store, configured("w"), h.handle)
+			var list []int64
+			for range 30 {
+				list = append(list, w.publish(name, touch("a"))...)
+			}
+			before := len(w.effects())
+			for _, sequence := range list {
+				for range 3 {
+					w.await("the first runs", func() bool { return h.runs(sequence) })
+					h.end(sequence, verdict)
+				}
+				w.await("the first runs again", func() bool { return h.runs(sequence) })
+				h.end(sequence, done)
+			}
+			w.await("all end", func() bool { return len(w.effects()) == before+len(list) })
+			if diff := cmp.Diff(list, w.effects()[before:]); diff != "" {
+				w.t.Errorf("%s: %s", name, diff)
+			}
+			if err := worker.stop(); err != nil {
+				w.t.Error(err)
+			}
+		}
+	})
+}
+
+func TestAnAcknowledgementWithoutAVerdictIsAnInterruption(t *testing.T) {
+	each(t, func(w *world) {
+		event := w.publish("s", touch("a"))[0]
+		attempts := make(chan int, 100)
+		start(w.t, w.store, configured("w"), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
+			attempts <- d.Event.RecordedCount
+			if d.Event.RecordedCount == 0 {
+				return nil
+			}
+			if !d.MayHaveRun {
+				w.t.Error("the second attempt doesn't know of the first")
+			}
+			return &done
+		})
+		w.await("it completes", func() bool { return w.state(event) == "completed done" })
+		if first, second := <-attempts, <-attempts; first != 0 || second != 1 || len(attempts) > 0 {
+			w.t.Errorf("attempts %d, %d and %d more", first, second, len(attempts))
+		}
+		if n := one[int](w, `SELECT attempt_count FROM {outbox}`); n != 1 {
+			w.t.Errorf("%d attempts count", n)
+		}
+	})
+}
+
+func TestDrainingLetsRunningEventsFinishAndGivesLeasesBack(t *testing.T) {
+	each(t, func(w *world) {
+		list := w.publishMany("s", 20)
+		h := newHands()
+		worker := start(w.t, w.store, configured("w"), h.handle)
+		w.await("two run", func() bool { return len(h.running()) == 2 })
+		worker.cancel()
+		w.settles(h)
+		if n := h.startedCount(); n != 2 {
+			w.t.Errorf("%d events began", n)
+		}
+		for _, sequence := range h.running() {
+			h.end(sequence, done)
+		}
+		if err := worker.stop(); err != nil {
+			w.t.Fatal(err)
+		}
+		if n := w.finished(); n != 2 {
+			w.t.Errorf("%d events finished", n)
+		}
+		lanes := w.claim("next")
+		if len(lanes) != 1 || lanes[0].LapseCount != 0 {
+			w.t.Fatalf("the next worker claims %v", lanes)
+		}
+		if diff := cmp.Diff(list[2:], sequences(w.readAfter(lanes[0].LaneID, lanes[0].ReadFrom))); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+func TestWhatTheGracePeriodCutsOffLosesNoAttempt(t *testing.T) {
+	each(t, func(w *world) {
+		event := w.publish("s", touch("a"))[0]
+		h := newHands()
+		worker := start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Grace = time.Millisecond }), h.handle)
+		w.await("it runs", func() bool { return h.runs(event) })
+		w.await("the lane was read to its end", func() bool { return w.status(1).Wake > 0 })
+		if err := worker.stop(); err != nil {
+			w.t.Fatal(err)
+		}
+		type row struct {
+			State    string `db:"state"`
+			Attempts int    `db:"attempt_count"`
+			Recorded int    `db:"recorded_count"`
+			Class    string `db:"error_class"`
+		}
+		var got row
+		if err := w.db.GetContext(w.t.Context(), &got, w.db.SQL(`SELECT state, attempt_count, recorded_count, error_class
+			FROM {outbox}`)); err != nil {
+			w.t.Fatal(err)
+		}
+		if diff := cmp.Diff(row{"available", 0, 1, "interrupted"}, got); diff != "" {
+			w.t.Error(diff)
+		}
+		// Nobody has to wait for a lease to lapse, nor for a wake-up.
+		start(w.t, w.store, configured("next"), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
+			if !d.MayHaveRun {
+				w.t.Error("the next attempt doesn't know of the interrupted one")
+			}
+			return &done
+		})
+		w.await("the next worker completes it", func() bool { return w.state(event) == "completed done" })
+	})
+}
+
+func TestAnEventThatLapsedTenTimesRunsAlone(t *testing.T) {
+	each(t, func(w *world) {
+		before := w.publishMany("a", 2)
+		poison := w.publish("b", touch("poison"))[0]
+		w.assign()
+		w.exec(`UPDATE {outbox} SET lapse_count = 10 WHERE sequence = ?`, poison)
+		h := newHands()
+		start(w.t, w.store, configured("w"), h.handle)
+		w.await("what runs already goes on", func() bool { return len(h.running()) > 0 })
+		w.ends("those before it end", h, done, func() bool { return h.runs(poison) && w.finished() == len(before) || w.finished() == 3 })
+		if w.finished() == 3 {
+			return // it ran first, and alone
+		}
+		w.publishMany("a", 5)
+		w.settles(h)
+		if !h.runs(poison) {
+			w.t.Errorf("%v run beside it", h.running())
+		}
+		h.end(poison, done)
+		w.ends("all end", h, done, func() bool { return w.finished() == 8 })
+		if h.most > 4 {
+			w.t.Errorf("%d ran at once", h.most)
+		}
+	})
+}
+
+// An event whose end can't be written is its own trouble.
+func TestARefusedSettlementFailsItsEventAlone(t *testing.T) {
+	each(t, func(w *world) {
+		var bad int64
+		store := outbox.New(w.db, &recorder{db: w.db, refuse: func(st *outbox.Settlement) error {
+			if st.Event.Sequence == bad && st.Kind == outbox.Complete {
+				return failure.New(failure.Transient, failure.Internal, "a unique key is taken")
+			}
+			return nil
+		}})
+		list := w.publishMany("s", 8)
+		others := w.publishMany("t", 8)
+		bad = list[3]
+		start(w.t, store, configured("w"), func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done })
+		w.await("all end", func() bool { return w.finished() == len(list)+len(others) })
+		if got := w.state(bad); got != "dead internal" {
+			w.t.Errorf("it is %s", got)
+		}
+		if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE state = 'completed'`); n != 15 {
+			w.t.Errorf("%d others completed", n)
+		}
+	})
+}
+
+// Where not even its failure can be written, its lane alone is left to lapse,
+// and nothing of it is forgotten.
+func TestWhatCanNotBeSettledAtAllCostsItsLaneAlone(t *testing.T) {
+	each(t, func(w *world) {
+		var refusing = make(chan struct{})
+		var bad int64
+		store := outbox.New(w.db, &recorder{db: w.db, refuse: func(st *outbox.Settlement) error {
+			select {
+			case <-refusing:
+				return nil
+			default:
+			}
+			if st.Event.Sequence == bad {
+				return failure.New(failure.Transient, failure.Internal, "no")
+			}
+			return nil
+		}})
+		list := w.publishMany("s", 4)
+		w.publishMany("t", 8)
+		bad = list[1]
+		start(w.t, store, configured("w", func(c *outbox.Config) { c.Lease = 2 * time.Second }),
+			func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done })
+		w.await("the others end", func() bool {
+			return one[int](w, `SELECT count(*) FROM {outbox} WHERE service_id = 't' AND state = 'completed'`) == 8
+		})
+		close(refusing)
+		w.await("all end", func() bool { return w.finished() == 12 })
+		if n := one[int](w, `SELECT lease_token FROM {lanes} WHERE service_id = 't'`); n > 3 {
+			w.t.Errorf("the other lane was leased %d times", n)
+		}
+	})
+}
+
+func TestASubscriberRefusesWhatItCanNotRunWith(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*outbox.Config){
+		"no name":             func(c *outbox.Config) { c.Worker = "" },
+		"no slots":            func(c *outbox.Config) { c.Concurrency = 0 },
+		"no slots for a lane": func(c *outbox.Config) { c.LaneConcurrency = 0 },
+		"too short a lease":   func(c *outbox.Config) { c.Lease = time.Millisecond },
+		"no poll":             func(c *outbox.Config) { c.Poll = 0 },
+	} {
+		if _, err := outbox.NewSubscriber(nil, configured("w", change)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	s, err := outbox.NewSubscriber(nil, configured("w"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Subscribe(t.Context(), "Nonsense"); err == nil {
+		t.Error("subscribed to a type that doesn't exist")
+	}
+}
