@@ -80,6 +80,29 @@ func TestAPolicyNarrowerThanTheManualsHoldsTheEvents(t *testing.T) {
 	}
 }
 
+// The same on a policy engine that others wrote.
+func TestAnIndependentServerRefusesANarrowerPolicyToo(t *testing.T) {
+	long(t)
+	t.Parallel()
+	at := versitySiteUnder(t, narrower(t, awslocal.CustomerPolicy(siteBucket, sitePrefix), "s3:DeleteObject"))
+	root := t.TempDir()
+	i := install(t, "sqlite:"+filepath.Join(t.TempDir(), "ownbucket.db"), root, at.clouds)
+	p := i.production("SERVICE#1", at.account)
+	i.publish(p.upload("media", "a.txt", write(t, root, "content", 1)[0], sizeAndSum))
+	i.work(1)
+	i.expectAllDone(1)
+	expect(t, "upload", at.objects(t), nil, p)
+
+	i.publish(p.line(p.renamed("media", "b.txt")))
+	i.work(1)
+	if row := i.integration(p); row.State != "blocked" || row.WaitingEvents != 1 {
+		t.Errorf("the integration is %+v, want blocked with one waiting event", row)
+	}
+	if _, kept := at.objects(t)[p.prefix()+"a.txt"]; !kept {
+		t.Error("the file that may not be deleted is gone")
+	}
+}
+
 // narrower takes an action out of a policy.
 func narrower(t *testing.T, policy, action string) string {
 	t.Helper()

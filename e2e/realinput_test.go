@@ -204,12 +204,14 @@ func (l *life) report(phase string, events int, publishing, took time.Duration) 
 		}
 	}
 	var calls []string
-	counts := l.aws.Counts()
+	sum, counts := 0, l.aws.Counts()
 	for _, api := range slices.Sorted(maps.Keys(counts)) {
+		sum += counts[api]
 		calls = append(calls, fmt.Sprintf("%d %s", counts[api], api))
 	}
-	l.t.Logf("%-22s %5d events published in %.1f s, worked off in %.1f s (%.0f a second); the buckets hold %d files, %.1f MB; calls: %s",
-		phase, events, publishing.Seconds(), took.Seconds(), float64(events)/took.Seconds(),
+	l.t.Logf("%-20s %4d events published in %.1f s, worked off in %.1f s (%.0f events, %.0f calls a second); "+
+		"the buckets hold %d files, %.1f MB; calls: %s",
+		phase, events, publishing.Seconds(), took.Seconds(), float64(events)/took.Seconds(), float64(sum)/took.Seconds(),
 		objects, float64(bytes)/1e6, strings.Join(calls, ", "))
 }
 

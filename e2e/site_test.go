@@ -95,16 +95,21 @@ func ours(c aws.Credentials) awslocal.Credentials {
 	return awslocal.Credentials{AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey}
 }
 
-// versitySite is on versitygw, which has users with policies but no
+// versitySite is on versitygw, under the manual's policy.
+func versitySite(t testing.TB) *site {
+	t.Helper()
+	return versitySiteUnder(t, awslocal.CustomerPolicy(siteBucket, sitePrefix))
+}
+
+// versitySiteUnder is on versitygw, which has users with policies but no
 // AssumeRole. Our own stand-in's STS judges who may assume the role; its
 // answer's keys are then exchanged for those of a versitygw user who has the
-// manual's policy. The session policy is checked for form alone: nobody
-// enforces it here.
-func versitySite(t testing.TB) *site {
+// policy. The session policy is checked for form alone: nobody enforces it here.
+func versitySiteUnder(t testing.TB, policy string) *site {
 	t.Helper()
 	server := servers.VersityGW(t)
 	server.CreateBucket(t, siteBucket)
-	user := server.CreateUser(t, "customer", awslocal.CustomerPolicy(siteBucket, sitePrefix))
+	user := server.CreateUser(t, "customer", policy)
 	c := startCloud(t)
 	customer := c.customer(t, siteBucket, sitePrefix)
 	at := clouds{S3: server.Endpoint, STS: exchange(t, c.Endpoint(), user), Credentials: c.Credentials}

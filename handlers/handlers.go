@@ -144,7 +144,10 @@ func (j *job) claimKey(ctx context.Context) error {
 		j.mediaID, j.delivery.Event.ServiceID, j.key, j.settings.Bucket, holder.MediaID)
 }
 
+// keyTaken refuses a key where a stranger's object was seen. So nothing of ours
+// is there, and nothing that is still on its way will get there.
 func (j *job) keyTaken(key string) error {
+	j.result.Target = nil
 	return failure.New(failure.Permanent, failure.KeyTaken,
 		"media %q of service %s can't have key %q in bucket %s: an object that isn't ours is there; "+
 			"rename the media, or have the customer move the object away",

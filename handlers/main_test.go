@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
+	"flag"
 	"fmt"
 	"slices"
 	"testing"
@@ -21,7 +22,17 @@ import (
 	"github.com/ownbucket/ownbucket/internal/stage"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// A check is a whole history through a worker: fewer than rapid's hundred do
+	// for CI. -rapid.checks=1000 looks deeper.
+	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
+		if err := checks.Value.Set("25"); err != nil {
+			panic(err)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	customer = "customer-bucket"

@@ -270,3 +270,23 @@ func TestGeneratedExternalIDIsShownOnce(t *testing.T) {
 		}
 	}
 }
+
+func TestDeletedMediaIsShownWithoutWhatIsGone(t *testing.T) {
+	t.Parallel()
+	dbtest.EachURL(t, func(t *testing.T, url string) {
+		s := newShell(t, url)
+		s.setIntegration()
+		s.file("source", "content")
+		s.publish(upload("m1", "a.txt", "2026-01-02T03:04:05.5Z"), `{"type":"MediaDeleted","service_id":"S1",`+
+			`"data":{"media_id":"m1","file_name":"a.txt","version":"2026-01-02T03:04:06.000001Z"}}`)
+		s.ok("worker", "--until-idle", "--timeout", "1m")
+		want := map[string]any{"media_id": "m1", "version": "2026-01-02T03:04:06.000001Z", "deleted": true}
+		if diff := cmp.Diff(want, s.object("media", "show", "--service", "S1", "--media", "m1")); diff != "" {
+			t.Error(diff)
+		}
+		s.ok("integration", "delete", "--service", "S1", "--reason", "test")
+		if diff := cmp.Diff(want, s.object("media", "show", "--service", "S1", "--media", "m1")); diff != "" {
+			t.Errorf("after the settings went: %s", diff)
+		}
+	})
+}

@@ -44,15 +44,14 @@ type cli struct {
 // usageError is what the parser refuses.
 type usageError struct{ error }
 
-func main() {
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// Once the first signal has been seen, the second one kills.
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:]))
-}
 
-func run(ctx context.Context, args []string) int {
 	unsetEmpty()
 	var commands cli
 	parser, err := newParser(&commands)

@@ -46,32 +46,28 @@ type shownMedia struct {
 
 func (c mediaShow) Run(ctx context.Context, a *app) error {
 	return a.withDatabase(ctx, func(db *database.DB) error {
-		settings, err := integration.New(db).Show(ctx, c.Service, c.Environment)
+		object, err := ledger.New(db).Media(ctx, c.Service, c.Environment, c.Media)
 		if err != nil {
 			return err
 		}
-		view, err := ledger.New(db).View(ctx, settings.LaneID, c.Media, "", "")
-		if err != nil {
-			return err
+		if object == nil {
+			return fmt.Errorf("media %q is not in the ledger of service %q, environment %s: nothing of it was stored",
+				c.Media, c.Service, place(c.Environment))
 		}
-		if view.Object == nil {
-			return fmt.Errorf("media %q of %s is not in the ledger: nothing of it was stored", c.Media, settings)
+		shown := shownMedia{MediaID: object.MediaID, Deleted: !object.Live(),
+			Version: events.NewVersion(time.UnixMicro(object.Version)).String()}
+		if object.Live() {
+			settings, err := integration.New(db).Show(ctx, c.Service, c.Environment)
+			if err != nil {
+				return err
+			}
+			shown.Key, shown.ContentType, shown.Size, shown.ETag = *object.Key, object.ContentType, &object.Size, object.ETag
+			shown.URL = bucket.URL(settings.CustomDomain, *object.Bucket, settings.Region, *object.Key)
 		}
-		shown := showMedia(settings.Settings, view.Object)
 		return printOne(a, shown, field{"media", shown.MediaID}, field{"key", shown.Key}, field{"url", shown.URL},
 			field{"version", shown.Version}, field{"content type", shown.ContentType}, field{"size", sizeOf(shown.Size)},
 			field{"etag", shown.ETag}, field{"deleted", yesNo(shown.Deleted)})
 	})
-}
-
-func showMedia(settings integration.Settings, object *ledger.Object) shownMedia {
-	shown := shownMedia{MediaID: object.MediaID, Version: events.NewVersion(time.UnixMicro(object.Version)).String(),
-		Deleted: !object.Live()}
-	if object.Live() {
-		shown.Key, shown.ContentType, shown.Size, shown.ETag = *object.Key, object.ContentType, &object.Size, object.ETag
-		shown.URL = bucket.URL(settings.CustomDomain, *object.Bucket, settings.Region, *object.Key)
-	}
-	return shown
 }
 
 func sizeOf(size *int64) string {

@@ -23,8 +23,8 @@ type workerCommand struct {
 // workerConfiguration is what only the worker needs to know.
 type workerConfiguration struct {
 	FileRoot               string         `group:"worker" env:"OWNBUCKET_FILE_ROOT" placeholder:"DIRECTORY" help:"Where file: sources are read from; refused without it."`
-	StagingBuckets         []string       `group:"worker" env:"OWNBUCKET_STAGING_BUCKETS" placeholder:"BUCKET,…" help:"The CMS's own buckets that s3: sources may be in; refused in any other."`
-	SourceAllowCIDRs       []netip.Prefix `group:"worker" name:"source-allow-cidrs" env:"OWNBUCKET_SOURCE_ALLOW_CIDRS" placeholder:"CIDR,…" help:"Private networks that https: sources may be in, for tests."`
+	StagingBuckets         []string       `group:"worker" env:"OWNBUCKET_STAGING_BUCKETS" placeholder:"BUCKET" help:"The CMS's own buckets that s3: sources may be in; refused in any other."`
+	SourceAllowCIDRs       []netip.Prefix `group:"worker" name:"source-allow-cidrs" env:"OWNBUCKET_SOURCE_ALLOW_CIDRS" placeholder:"CIDR" help:"Private networks that https: sources may be in, for tests."`
 	S3PathStyle            choice         `group:"worker" name:"s3-path-style" env:"OWNBUCKET_S3_PATH_STYLE" default:"auto" placeholder:"CHOICE" help:"Name the bucket in the path: auto (at endpoints other than AWS's), true or false (${default})."`
 	Concurrency            int            `group:"worker" env:"OWNBUCKET_CONCURRENCY" default:"64" placeholder:"N" help:"Events in flight in this worker (${default})."`
 	IntegrationConcurrency int            `group:"worker" env:"OWNBUCKET_INTEGRATION_CONCURRENCY" default:"16" placeholder:"N" help:"Of these, at most so many of one integration (${default})."`

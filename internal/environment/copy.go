@@ -59,16 +59,16 @@ func (s *Store) transfer(ctx context.Context, it *item) (ledger.Effects, error) 
 	if it.key, err = bucket.Key(target.Prefix, target.Directory, it.FileName); err != nil {
 		return ledger.Effects{}, err
 	}
-	account, err := s.account(ctx, it, target)
-	if err != nil {
-		return ledger.Effects{}, err
-	}
 	j := &job{item: it, store: s, target: target}
 	if j.view, err = s.ledger.View(ctx, it.TargetLane, it.MediaID, target.Bucket, it.key); err != nil {
 		return ledger.Effects{}, err
 	}
 	if j.view.Object.Newer(it.Version, it.CopySequence) {
 		return ledger.Effects{}, nil
+	}
+	account, err := s.account(ctx, it, target)
+	if err != nil {
+		return ledger.Effects{}, err
 	}
 	if j.view.HeldByOther() {
 		return ledger.Effects{}, j.keyTaken()

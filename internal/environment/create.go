@@ -92,7 +92,7 @@ func (s *Store) awaitSource(ctx context.Context, tx *sqlx.Tx, sourceLane, before
 func (s *Store) cancelCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) error {
 	var unwanted []ending
 	if err := tx.SelectContext(ctx, &unwanted, s.db.SQL(`
-		SELECT target_lane AS lane_id, media_id, true AS failed FROM {copy_items}
+		SELECT target_lane AS lane_id, media_id, false AS failed FROM {copy_items}
 		WHERE copy_sequence = ? AND state IN ('owed', 'waiting')`), sequence); err != nil {
 		return wrap("cancel a copy", err)
 	}
@@ -130,7 +130,7 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 		if e.Media() == "" {
 			continue
 		}
-		endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media()})
+		endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media(), Sequence: e.Sequence})
 		if e.RecordedCount == 0 && !tainted[e.Sequence] {
 			continue
 		}
@@ -141,6 +141,10 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 		effects = append(effects, ledger.Effects{Possible: possible})
 	}
 	if err := s.ledger.Apply(ctx, tx, effects); err != nil {
+		return err
+	}
+	endings, err := s.overtook(ctx, tx, endings)
+	if err != nil {
 		return err
 	}
 	return s.join(ctx, tx, endings)

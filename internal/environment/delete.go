@@ -115,14 +115,11 @@ func (s *Store) joinBefore(ctx context.Context, e *outbox.Event) (runnable bool,
 			Runnable bool `db:"runnable"`
 		}
 		if err := tx.SelectContext(ctx, &waits, s.db.SQL(`
-			SELECT w.copy_sequence, w.media_id, w.source_lane, EXISTS (SELECT 1 FROM {outbox} e
+			SELECT `+joiningColumns+`, EXISTS (SELECT 1 FROM {outbox} e
 				WHERE e.lane_id = w.source_lane AND e.media_id = w.media_id AND e.sequence < w.copy_sequence
 				AND e.state IN ('available', 'running') AND (NOT e.parked OR e.next_attempt_at IS NOT NULL)) AS runnable
 			FROM {copy_items} w WHERE w.state = 'waiting' AND w.source_lane = ? AND w.copy_sequence < ?
-			AND NOT EXISTS (SELECT 1 FROM {copy_items} o WHERE o.target_lane = w.source_lane
-				AND o.media_id = w.media_id AND o.copy_sequence < w.copy_sequence AND o.state = 'owed')
-			AND NOT EXISTS (SELECT 1 FROM {copy_items} o WHERE o.target_lane = w.source_lane
-				AND o.media_id = w.media_id AND o.copy_sequence < w.copy_sequence AND o.state = 'waiting')`),
+			AND `+notAwaited),
 			e.LaneID, e.Sequence); err != nil {
 			return err
 		}
@@ -210,7 +207,7 @@ func (s *Store) cancelInto(ctx context.Context, e *outbox.Event) (left bool, err
 				AND EXISTS (SELECT 1 FROM {copies} c WHERE c.sequence = i.copy_sequence AND c.state = 'active')
 				AND EXISTS (SELECT 1 FROM {copy_items} w WHERE w.state = 'waiting' AND w.source_lane = i.target_lane
 					AND w.media_id = i.media_id AND w.copy_sequence > i.copy_sequence AND w.copy_sequence < ?))
-			RETURNING target_lane AS lane_id, media_id, true AS failed`),
+			RETURNING target_lane AS lane_id, media_id, false AS failed`),
 			e.LaneID, e.Sequence, copyFirstFor.Microseconds(), e.Sequence); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jmoiron/sqlx"
 )
@@ -45,7 +46,7 @@ const listQuery = `
 	SELECT service_id, environment_id, source_environment_id, directory, total, done, failed,
 		CASE WHEN deleting THEN 'deleting' WHEN copy_state IN ('pending', 'planned') OR open > 0 THEN 'running'
 			WHEN failed > 0 THEN 'incomplete' ELSE 'complete' END AS state
-	FROM (SELECT t.lane_id, t.service_id, t.environment_id, s.environment_id AS source_environment_id,
+	FROM (SELECT c.sequence, t.service_id, t.environment_id, s.environment_id AS source_environment_id,
 			coalesce(i.directory, '') AS directory, c.state AS copy_state,
 			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state <> 'cancelled') AS total,
 			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence
@@ -59,10 +60,10 @@ const listQuery = `
 		LEFT JOIN {integrations} i ON i.lane_id = c.target_lane
 		WHERE c.sequence = (SELECT max(sequence) FROM {copies} m WHERE m.target_lane = c.target_lane)) AS listed`
 
-// List returns the environments that were made from others, at most limit of
-// them; 0 means all.
+// List returns the environments that were made from others, in the order in
+// which they were made, at most limit of them; 0 means all.
 func (s *Store) List(ctx context.Context, limit int) ([]Listed, error) {
-	query, args := listQuery+` ORDER BY lane_id`, []any{}
+	query, args := listQuery+` ORDER BY sequence`, []any{}
 	if limit > 0 {
 		query, args = query+` LIMIT ?`, append(args, limit)
 	}
@@ -110,7 +111,8 @@ func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor
 			return err
 		}
 		result, err := tx.ExecContext(ctx, s.db.SQL(`
-			UPDATE {copy_items} SET state = 'owed', failure_count = 0, first_failed_at = NULL, next_attempt_at = 0
+			UPDATE {copy_items} SET state = 'owed', failure_count = 0, first_failed_at = NULL, next_attempt_at = 0,
+				denied_at = NULL, denied_count = 0
 			WHERE copy_sequence = ? AND state = 'failed'`), copies[0])
 		if err != nil {
 			return err
@@ -124,7 +126,8 @@ func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor
 		}
 		_, err = tx.ExecContext(ctx, s.db.SQL(`
 			INSERT INTO {audit} (at, actor, action, target, reason, changed) VALUES ({now}, ?, ?, ?, ?, ?)`),
-			actor, "environments retry-failed", serviceID+" "+environmentID, reason, changed)
+			strings.ToValidUTF8(actor, "\uFFFD"), "environments retry-failed",
+			fmt.Sprintf("service %q, environment %q", serviceID, environmentID), strings.ToValidUTF8(reason, "\uFFFD"), changed)
 		return err
 	})
 	return changed, wrap("retry an environment's failed media", err)

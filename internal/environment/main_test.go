@@ -2,6 +2,7 @@ package environment_test
 
 import (
 	"context"
+	"flag"
 	"net/http"
 	"testing"
 	"time"
@@ -21,7 +22,13 @@ import (
 	"github.com/ownbucket/ownbucket/internal/stage"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Each check is a whole installation; -rapid.checks=N makes more of them.
+	if err := flag.Set("rapid.checks", "12"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	service = "SERVICE#1"
@@ -31,11 +38,11 @@ const (
 // scene is an installation with one customer, whose production is prod.
 type scene struct {
 	*stage.Stage
-	t    *testing.T
+	t    testing.TB
 	prod *stage.Place
 }
 
-func newScene(t *testing.T, db *database.DB) *scene {
+func newScene(t testing.TB, db *database.DB) *scene {
 	t.Helper()
 	s := stage.New(t, db)
 	return &scene{Stage: s, t: t, prod: s.Customer(service, store, "media")}

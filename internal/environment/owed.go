@@ -52,7 +52,7 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 		o := &items[i]
 		switch {
 		case o.State == waiting:
-			err = s.awaitJoin(d.Event)
+			err = s.passWaiting(ctx, d.Event, o)
 		case o.SourceLane == d.Event.LaneID:
 			err = s.copyFromHere(ctx, o)
 		default:
@@ -92,13 +92,30 @@ func (s *Store) owing(ctx context.Context, e *outbox.Event, names []string) ([]o
 	return items, wrap("look for copies that come first", err)
 }
 
-// awaitJoin holds back what would find nothing to rename. An upload or a
-// deletion needs no earlier object, and the item will find that it is late.
-func (s *Store) awaitJoin(e *outbox.Event) error {
-	if e.Type != events.MediaRenamedType {
-		return nil
+// passWaiting lets an event go past an item of its media that is yet to join.
+// An upload or a deletion needs no earlier object: the item then joins after
+// it, and finds that it is late. A rename would find nothing to rename, and
+// where a copy from here needs the item, it would get the event's object.
+func (s *Store) passWaiting(ctx context.Context, e *outbox.Event, o *owing) error {
+	var needed bool
+	if err := s.db.GetContext(ctx, &needed, s.db.SQL(`
+		SELECT EXISTS (SELECT 1 FROM {copy_items} WHERE state = 'waiting' AND source_lane = ? AND media_id = ?
+			AND copy_sequence > ? AND copy_sequence < ?)`), e.LaneID, o.MediaID, o.CopySequence, e.Sequence); err != nil {
+		return wrap("look whether a copy from here waits", err)
 	}
-	return &outbox.Wait{For: lookLater, Reason: "the media is yet to be copied to this environment"}
+	if needed || e.Type == events.MediaRenamedType {
+		return &outbox.Wait{For: lookLater, Reason: "the media is yet to be copied to this environment"}
+	}
+	result, err := s.db.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copy_items} SET overtaken_by = ? WHERE copy_sequence = ? AND media_id = ? AND state = 'waiting'`),
+		e.Sequence, o.CopySequence, o.MediaID)
+	if err != nil {
+		return wrap("go past an item that waits", err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n > 0 {
+		return err
+	}
+	return &outbox.Wait{For: lookAgain, Reason: "the media has just joined the copy to this environment"}
 }
 
 // copyFromHere makes a copy whose source the event will change. The source

@@ -228,9 +228,11 @@ func (s *Subscriber) take(found []*Event, readings map[int64]*reading) {
 			r.requeued++
 		}
 		l.cursor = max(l.cursor, e.Sequence)
-		if _, ended := l.ended[e.Sequence]; !ended {
-			l.schedule.add(e, l.status.Holds || slices.Contains(slices.Collect(maps.Values(l.ended)), true))
+		if _, ended := l.ended[e.Sequence]; ended {
+			l.refill = true // it may have been read before or after that
+			continue
 		}
+		l.schedule.add(e, l.status.Holds || slices.Contains(slices.Collect(maps.Values(l.ended)), true))
 	}
 	for _, r := range readings {
 		if r.fresh < r.Limit && r.requeued < r.Limit+r.Known {

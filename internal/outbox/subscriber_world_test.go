@@ -35,7 +35,7 @@ type worker struct {
 func configured(name string, change ...func(*outbox.Config)) outbox.Config {
 	config := outbox.Config{
 		Worker: name, Concurrency: 8, LaneConcurrency: 4, Lease: time.Minute, Poll: 5 * time.Millisecond,
-		Grace: 30 * time.Second, Logger: slog.New(slog.DiscardHandler),
+		Grace: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
 		Failed: func(_ *outbox.Event, err error) outbox.Verdict {
 			return outbox.Verdict{Kind: outbox.Die, Failure: failure.New(failure.Permanent, failure.Internal, "%w", err)}
 		},

@@ -140,8 +140,8 @@ func touch(media string, names ...string) events.Event {
 	}
 }
 
-// publish commits events of a service, each in its own transaction's place in
-// the sequence, and returns their sequences.
+// publish commits events of a service's production in one transaction, and
+// returns their sequences.
 func (w *world) publish(service string, list ...events.Event) []int64 {
 	w.t.Helper()
 	return w.publishIn(service, "", list...)
@@ -150,8 +150,16 @@ func (w *world) publish(service string, list ...events.Event) []int64 {
 func (w *world) publishIn(service, environment string, list ...events.Event) []int64 {
 	w.t.Helper()
 	sequences := make([]int64, len(list))
+	tx, err := w.db.BeginTxx(w.t.Context(), nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer tx.Rollback()
 	for i, e := range list {
-		sequences[i] = w.insert(w.db, service, environment, e)
+		sequences[i] = w.insert(tx, service, environment, e)
+	}
+	if err := tx.Commit(); err != nil {
+		w.t.Fatal(err)
 	}
 	return sequences
 }

@@ -1,0 +1,191 @@
+package outbox_test
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// list maps the events that match to the states that operators see, in order.
+func (w *world) list(filter outbox.Filter) []string {
+	w.t.Helper()
+	listed, err := w.store.List(w.t.Context(), filter, 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	seen := []string{}
+	for _, e := range listed {
+		seen = append(seen, e.MediaID+" "+e.State)
+	}
+	return seen
+}
+
+// crowd has a media in every state; those of S2 are in a lane that is held.
+func (w *world) crowd() {
+	w.t.Helper()
+	w.publish("S1", touch("available"), touch("running"), touch("retryable"), touch("completed"), touch("dead"), touch("discarded"))
+	w.publish("S2", touch("held"), touch("held-retryable"), touch("dead-there"))
+	w.publishIn("S2", "staging", touch("elsewhere"))
+	w.assign()
+	for media, state := range map[string]string{"running": "running", "retryable": "retryable", "completed": "completed",
+		"dead": "dead", "discarded": "discarded", "held-retryable": "retryable", "dead-there": "dead"} {
+		w.exec(`UPDATE {outbox} SET state = ? WHERE media_id = ?`, state, media)
+	}
+	w.exec(`UPDATE {outbox} SET error_class = 'permanent', error_code = 'key_taken' WHERE media_id = 'dead-there'`)
+	w.exec(`UPDATE {lanes} SET held = true WHERE service_id = 'S2' AND environment_id = ''`)
+}
+
+func TestListShowsWhatMatchesInPublishOrder(t *testing.T) {
+	production, staging := "", "staging"
+	each(t, func(w *world) {
+		w.crowd()
+		for _, c := range []struct {
+			name   string
+			filter outbox.Filter
+			want   []string
+		}{
+			{"nothing given", outbox.Filter{}, []string{"available available", "running running", "retryable retryable",
+				"completed completed", "dead dead", "discarded discarded", "held held", "held-retryable held",
+				"dead-there dead", "elsewhere available"}},
+			{"held", outbox.Filter{States: []string{"held"}}, []string{"held held", "held-retryable held"}},
+			{"available leaves out held", outbox.Filter{States: []string{"available"}}, []string{"available available", "elsewhere available"}},
+			{"retryable leaves out held", outbox.Filter{States: []string{"retryable"}}, []string{"retryable retryable"}},
+			{"several states", outbox.Filter{States: []string{"dead", "held"}, ServiceID: "S2"},
+				[]string{"held held", "held-retryable held", "dead-there dead"}},
+			{"production", outbox.Filter{ServiceID: "S2", EnvironmentID: &production}, []string{"held held", "held-retryable held", "dead-there dead"}},
+			{"an environment", outbox.Filter{EnvironmentID: &staging}, []string{"elsewhere available"}},
+			{"a media", outbox.Filter{MediaID: "dead"}, []string{"dead dead"}},
+			{"an error code", outbox.Filter{ErrorCode: "key_taken"}, []string{"dead-there dead"}},
+			{"an error class of another service", outbox.Filter{ErrorClass: "permanent", ServiceID: "S1"}, []string{}},
+			{"a type that none has", outbox.Filter{Type: "MediaUploaded"}, []string{}},
+			{"an ID that isn't one", outbox.Filter{EventIDs: []string{"x"}}, []string{}},
+		} {
+			if diff := cmp.Diff(c.want, w.list(c.filter)); diff != "" {
+				w.t.Errorf("%s (-want +got):\n%s", c.name, diff)
+			}
+		}
+	})
+}
+
+func TestListEndsAtItsLimit(t *testing.T) {
+	each(t, func(w *world) {
+		sequences := w.publish("S1", touch("a"), touch("b"), touch("c"))
+		listed, err := w.store.List(w.t.Context(), outbox.Filter{}, 2)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if len(listed) != 2 || listed[0].Sequence != sequences[0] || listed[1].Sequence != sequences[1] {
+			w.t.Errorf("listed %+v of %v", listed, sequences)
+		}
+	})
+}
+
+func TestStatsCountEveryStateAndTheOldestWait(t *testing.T) {
+	each(t, func(w *world) {
+		empty, err := w.store.Stats(w.t.Context())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		want := outbox.Stats{Events: map[string]int64{"available": 0, "running": 0, "retryable": 0, "held": 0,
+			"completed": 0, "dead": 0, "discarded": 0}}
+		if diff := cmp.Diff(want, empty); diff != "" {
+			w.t.Errorf("nothing published (-want +got):\n%s", diff)
+		}
+
+		w.crowd()
+		w.publish("S3", touch("unassigned"))
+		// Held for longest, but no lag: it waits for the customer.
+		w.exec(`UPDATE {outbox} SET created_at = created_at - 3600000000 WHERE media_id = 'held'`)
+		w.exec(`UPDATE {outbox} SET created_at = created_at - 60000000 WHERE media_id = 'available'`)
+		stats, err := w.store.Stats(w.t.Context())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		want.Events = map[string]int64{"available": 3, "running": 1, "retryable": 1, "held": 2, "completed": 1,
+			"dead": 2, "discarded": 1}
+		if diff := cmp.Diff(want.Events, stats.Events); diff != "" {
+			w.t.Errorf("events (-want +got):\n%s", diff)
+		}
+		if stats.OldestAvailableSeconds < 60 || stats.OldestAvailableSeconds > 600 {
+			w.t.Errorf("the oldest available event waits %v s, want a minute", stats.OldestAvailableSeconds)
+		}
+	})
+}
+
+// idOf is the event ID of a sequence.
+func (w *world) idOf(sequence int64) string {
+	w.t.Helper()
+	return one[string](w, `SELECT CAST(event_id AS text) FROM {outbox} WHERE sequence = ?`, sequence)
+}
+
+func TestShowTellsEveryAttempt(t *testing.T) {
+	each(t, func(w *world) {
+		sequences := w.publish("S1", touch("failed"), touch("done"), touch("waiting"))
+		w.assign()
+		w.exec(`INSERT INTO {attempts} (sequence, number, started_at, duration_us, worker, error_class, error_code, error, aws_request_id)
+			VALUES (?, 1, 1750000000000000, 1500, 'w1', 'transient', 'timeout', 'too slow', 'REQ1'),
+				(?, 2, 1750000001000000, 2000, 'w2', NULL, NULL, NULL, NULL)`, sequences[0], sequences[0])
+		w.exec(`UPDATE {outbox} SET started_at = 1750000000000000, duration_us = 2500, worker = 'w1' WHERE sequence = ?`, sequences[1])
+
+		var got [][]outbox.Attempt
+		for _, sequence := range sequences {
+			shown, err := w.store.Show(w.t.Context(), strings.ToUpper(w.idOf(sequence)))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			got = append(got, shown.Attempts)
+		}
+		encoded, err := json.Marshal(got)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		want := `[[{"number":1,"started_at":"2025-06-15T15:06:40Z","duration_ms":1.5,"worker":"w1","error_class":"transient",` +
+			`"error_code":"timeout","error":"too slow","aws_request_id":"REQ1"},` +
+			`{"number":2,"started_at":"2025-06-15T15:06:41Z","duration_ms":2,"worker":"w2"}],` +
+			`[{"number":1,"started_at":"2025-06-15T15:06:40Z","duration_ms":2.5,"worker":"w1"}],[]]`
+		if diff := cmp.Diff(want, string(encoded)); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+func TestShowKnowsNoOtherEvents(t *testing.T) {
+	each(t, func(w *world) {
+		for _, id := range []string{uuid.NewString(), "x", ""} {
+			if _, err := w.store.Show(w.t.Context(), id); !errors.Is(err, outbox.ErrNotFound) {
+				w.t.Errorf("show %q: %v", id, err)
+			}
+		}
+	})
+}
+
+func TestShowTakesSecretsOutOfTheSource(t *testing.T) {
+	each(t, func(w *world) {
+		for _, c := range []struct{ data, want string }{
+			{`{"source":"https://cms.example/a.txt?X-Amz-Signature=secret"}`, `{"source":"https://cms.example/a.txt?REDACTED"}`},
+			{`{"source":"HTTPS://cms.example/a.txt?t=secret"}`, `{"source":"https://cms.example/a.txt?REDACTED"}`},
+			{`{"source":"http://user:secret@cms.example/a.txt"}`, `{"source":"http://cms.example/a.txt"}`},
+			{`{"source":"https://cms.example/%zz?t=secret"}`, `{"source":"(not shown: it can't be read as a URL)"}`},
+			{`{"source":"https://cms.example/a.txt"}`, `{"source":"https://cms.example/a.txt"}`},
+			{`{"source":"file:what?.txt"}`, `{"source":"file:what?.txt"}`},
+			{`{"source":"s3://staging/what?.txt"}`, `{"source":"s3://staging/what?.txt"}`},
+			{`{"source":7}`, `{"source":7}`},
+			{`["https://cms.example"]`, `["https://cms.example"]`},
+			{`"\u0000"`, `"\u0000"`},
+		} {
+			shown, err := w.store.Show(w.t.Context(), w.idOf(w.insertRaw(w.db, "S1", "", "MediaUploaded", c.data)))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.want, string(shown.Data)); diff != "" {
+				w.t.Errorf("%s: %s", c.data, diff)
+			}
+		}
+	})
+}

@@ -1,0 +1,143 @@
+package outbox_test
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/pgtest"
+)
+
+// Two of the CMS's transactions publish for the same customer, even the same
+// media: neither may wait for the other, whichever commits first.
+func TestPublishersNeverWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.publish("s", touch("a"))
+	w.assign() // the lane exists
+	ctx, cancel := contextWithTimeout(t, 10*time.Second)
+	defer cancel()
+	first, err := w.db.BeginTxx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Rollback()
+	second, err := w.db.BeginTxx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Rollback()
+	w.insert(first, "s", "", touch("a"))
+	w.insert(second, "s", "", touch("a"))
+	if waiting := all[int64](w, `SELECT pid FROM pg_stat_activity
+		WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0`); len(waiting) > 0 {
+		t.Errorf("%v wait for a lock", waiting)
+	}
+	if err := second.Commit(); err != nil {
+		t.Errorf("the second could not commit while the first was open: %v", err)
+	}
+	if n := len(w.assign().Lanes); n != 1 {
+		t.Errorf("what the second published was assigned to %d lanes", n)
+	}
+	if err := first.Commit(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A worker that holds the lane, or settles in it, keeps no publisher waiting.
+func TestPublishersNeverWaitForAWorker(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.publish("s", touch("a"))
+	w.claimOne("w")
+	working, err := w.db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer working.Rollback()
+	for _, lock := range []string{`SELECT 1 FROM {lanes} FOR UPDATE`, `UPDATE {outbox} SET state = 'running'`} {
+		if _, err := working.ExecContext(t.Context(), w.db.SQL(lock)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := contextWithTimeout(t, 10*time.Second)
+	defer cancel()
+	publishing, err := w.db.BeginTxx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer publishing.Rollback()
+	w.insert(publishing, "s", "", touch("a"))
+	if err := publishing.Commit(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestACommitWakesTheWorkers(t *testing.T) {
+	t.Parallel()
+	databaseURL := dbtest.PostgreSQLURL(t)
+	w := newWorld(t, dbtest.Open(t, databaseURL))
+	h := newHands()
+	// It would look by itself only when the test is long over.
+	s := start(t, w.store, configured("w", func(c *outbox.Config) { c.Poll = time.Hour }), h.handle)
+	heard := make(chan struct{}, 100)
+	listening, stop := context.WithCancel(t.Context())
+	var listener sync.WaitGroup
+	listener.Go(func() {
+		w.store.Listen(listening, databaseURL, func() {
+			s.Wake()
+			heard <- struct{}{}
+		}, slog.New(slog.DiscardHandler))
+	})
+	defer listener.Wait()
+	defer stop()
+	<-heard // it listens
+	for i := range 3 {
+		w.publish("s", touch("a"))
+		<-heard
+		w.await("it runs", func() bool { return len(h.running()) == 1 })
+		h.end(h.running()[0], done)
+		w.await("it ends", func() bool { return w.finished() == i+1 })
+	}
+}
+
+func TestPollingAloneFindsEvents(t *testing.T) {
+	each(t, func(w *world) {
+		h := newHands()
+		start(w.t, w.store, configured("w"), h.handle)
+		for i := range 5 {
+			w.publish("s", touch("a"))
+			w.ends("it ends", h, done, func() bool { return w.finished() == i+1 })
+		}
+	})
+}
+
+// In transaction mode a session's state is nobody's: no LISTEN, no session
+// locks, no prepared statements.
+func TestTheOutboxWorksBehindPgBouncer(t *testing.T) {
+	t.Parallel()
+	databaseURL := dbtest.PostgreSQLURL(t)
+	w := newWorld(t, dbtest.Open(t, pgtest.PgBouncer(t, databaseURL)))
+	for range 10 {
+		w.publish("s", touch("a"), touch("b"), touch("b", "x", "y"))
+	}
+	for i := range 2 {
+		tries := make(map[int64]bool)
+		var mu sync.Mutex
+		start(t, w.another(), configured("w"+string(rune('1'+i))), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
+			mu.Lock()
+			defer mu.Unlock()
+			if !tries[d.Event.Sequence] {
+				tries[d.Event.Sequence] = true
+				verdict := retryIn(time.Millisecond)
+				return &verdict
+			}
+			return &done
+		})
+	}
+	w.await("all end", func() bool { return w.finished() == 30 })
+}

@@ -1,0 +1,331 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// scenario is a number of events and what their attempts come to.
+type scenario struct {
+	Events  []scripted
+	Workers int
+	// Kills says after how many attempts each worker but the last is killed;
+	// 0 is never.
+	Kills []int
+	// Cuts says after how many attempts the last worker's network fails.
+	Cuts []int
+}
+
+// scripted is an event, and how its attempts end before it completes or dies.
+type scripted struct {
+	Lane     int
+	Media    string
+	Names    []string
+	Barrier  bool
+	Attempts []string
+	Dies     bool
+}
+
+func (e scripted) event() events.Event {
+	if e.Barrier {
+		return events.EnvironmentDeleted{}
+	}
+	return touch(e.Media, e.Names...)
+}
+
+func (e scripted) resources() []string {
+	list := []string{fmt.Sprint(e.Lane, " m:", e.Media)}
+	if len(e.Names) == 0 {
+		return append(list, fmt.Sprint(e.Lane, " n:of ", e.Media))
+	}
+	for _, name := range e.Names {
+		list = append(list, fmt.Sprint(e.Lane, " n:", name))
+	}
+	return slices.Compact(list)
+}
+
+var scenarios = rapid.Custom(func(t *rapid.T) scenario {
+	var s scenario
+	lanes := rapid.IntRange(1, 4).Draw(t, "lanes")
+	media := rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f"})
+	name := rapid.SampledFrom([]string{"p", "q", "r", "s", "t", "u", "v", "w"})
+	ending := rapid.SampledFrom([]string{"retry", "retry", "defer", "yield", "slow", "behind"})
+	for range rapid.IntRange(10, 60).Draw(t, "events") {
+		e := scripted{
+			Lane:     rapid.IntRange(1, lanes).Draw(t, "lane"),
+			Media:    media.Draw(t, "media"),
+			Names:    rapid.SliceOfN(name, 0, 2).Draw(t, "names"),
+			Attempts: rapid.SliceOfN(ending, 0, rapid.SampledFrom([]int{0, 0, 1, 3}).Draw(t, "most")).Draw(t, "attempts"),
+			Dies:     rapid.IntRange(0, 9).Draw(t, "dies") == 0,
+		}
+		s.Events = append(s.Events, e)
+	}
+	s.Workers = rapid.IntRange(2, 3).Draw(t, "workers")
+	for range s.Workers - 1 {
+		s.Kills = append(s.Kills, rapid.SampledFrom([]int{0, 1, 5, 15}).Draw(t, "killed after"))
+	}
+	s.Cuts = rapid.SliceOfN(rapid.IntRange(1, 30), 0, 2).Draw(t, "cuts")
+	return s
+})
+
+// stagehands run a scenario's events and watch its promises.
+type stagehands struct {
+	mu       sync.Mutex
+	script   map[int64]scripted
+	left     map[int64][]string        // attempts before the last
+	running  map[string]map[int64]bool // by resource
+	attempts map[int]int               // by worker
+	faults   []string
+}
+
+// handler is what one worker's handlers do. dead ends with the worker.
+func (h *stagehands) handler(worker int, dead context.Context, attempted func(n int)) handler {
+	return func(ctx context.Context, d *outbox.Delivery) *outbox.Verdict {
+		if dead.Err() != nil {
+			<-ctx.Done()
+			return nil
+		}
+		verdict, n := h.begin(worker, d.Event)
+		attempted(n)
+		// Others get their turn while this one is under way.
+		timer := time.NewTimer(time.Duration(rand.IntN(5)) * time.Millisecond)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			verdict = nil
+		case <-dead.Done():
+		}
+		h.leave(d.Event.Sequence)
+		if dead.Err() != nil {
+			<-ctx.Done() // a killed process says nothing more
+			return nil
+		}
+		return verdict
+	}
+}
+
+func (h *stagehands) begin(worker int, e *outbox.Event) (*outbox.Verdict, int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.attempts[worker]++
+	script := h.script[e.Sequence]
+	for _, resource := range script.resources() {
+		for other := range h.running[resource] {
+			h.faults = append(h.faults, fmt.Sprintf("%d began while %d ran, with which it shares %s", e.Sequence, other, resource))
+		}
+		if h.running[resource] == nil {
+			h.running[resource] = make(map[int64]bool)
+		}
+		h.running[resource][e.Sequence] = true
+	}
+	verdict := done
+	if left := h.left[e.Sequence]; len(left) > 0 {
+		h.left[e.Sequence] = left[1:]
+		verdict = ends(left[0])
+	} else if script.Dies {
+		verdict = outbox.Verdict{Kind: outbox.Die, Failure: ruined}
+	}
+	return &verdict, h.attempts[worker]
+}
+
+func (h *stagehands) leave(sequence int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, running := range h.running {
+		delete(running, sequence)
+	}
+}
+
+func ends(how string) outbox.Verdict {
+	switch how {
+	case "retry":
+		return retryIn(time.Duration(rand.IntN(20)) * time.Millisecond)
+	case "defer":
+		return outbox.Verdict{Kind: outbox.Defer, Delay: time.Duration(rand.IntN(20)) * time.Millisecond}
+	case "behind":
+		return outbox.Verdict{Kind: outbox.Defer, Behind: []string{"m:a"}}
+	case "slow":
+		return verdictOf(failure.Transient, failure.Timeout, outbox.Retry, time.Millisecond)
+	default:
+		return verdictOf(failure.Interrupted, failure.Canceled, outbox.Yield, 0)
+	}
+}
+
+// Whatever its attempts come to, whoever is killed and whenever the network
+// fails: each event ends once, in order, and no lane is stuck.
+func TestEveryEventEndsOnceAndInOrderThroughFailuresAndKills(t *testing.T) {
+	t.Parallel()
+	count := 8
+	if testing.Short() {
+		count = 2
+	}
+	for range count {
+		seed := rand.IntN(1 << 30)
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			t.Parallel()
+			play(t, scenarios.Example(seed))
+		})
+	}
+}
+
+func play(t *testing.T, s scenario) {
+	databaseURL := dbtest.PostgreSQLURL(t)
+	w := newWorld(t, dbtest.Open(t, databaseURL))
+	w.db.SetMaxOpenConns(3)
+	h := &stagehands{script: make(map[int64]scripted), left: make(map[int64][]string),
+		running: make(map[string]map[int64]bool), attempts: make(map[int]int)}
+	shared := make(map[int64][]string)
+	var sequences []int64
+	for _, e := range s.Events {
+		sequence := w.publish(fmt.Sprint("service ", e.Lane), e.event())[0]
+		h.script[sequence], h.left[sequence] = e, slices.Clone(e.Attempts)
+		shared[sequence] = e.resources()
+		sequences = append(sequences, sequence)
+	}
+
+	var survivor *worker
+	for i := range s.Workers {
+		net, behind := w.through(databaseURL)
+		dead, die := context.WithCancel(context.Background())
+		t.Cleanup(die)
+		attempted := func(n int) {
+			last := i == s.Workers-1
+			if !last && n == s.Kills[i] {
+				die()
+				net.cut()
+			}
+			if last && slices.Contains(s.Cuts, n) {
+				net.cut()
+				net.mend()
+			}
+		}
+		survivor = start(t, behind.store, configured(fmt.Sprint("worker ", i), func(c *outbox.Config) {
+			c.Lease = 2 * time.Second
+		}), h.handler(i, dead, attempted))
+	}
+	w.await("every event ends", func() bool { return w.finished() == len(s.Events) })
+
+	h.mu.Lock()
+	for _, fault := range h.faults {
+		t.Error(fault)
+	}
+	h.mu.Unlock()
+	want := make(map[int64]string)
+	got := make(map[int64]string)
+	for _, sequence := range sequences {
+		want[sequence], got[sequence] = "completed done", w.state(sequence)
+		if h.script[sequence].Dies {
+			want[sequence] = "dead source_gone"
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("how the events ended: %s", diff)
+	}
+	order := w.effects()
+	checkOrder(t, order, shared)
+	if unique := slices.Compact(slices.Sorted(slices.Values(order))); len(unique) != len(order) {
+		t.Errorf("%d effects of %d events", len(order), len(unique))
+	}
+	if n := one[int](w, `SELECT count(*) FROM {holds}`); n > 0 {
+		t.Errorf("%d holds are left\n%s", n, w.dump())
+	}
+	w.await("nothing is left to do", func() bool {
+		idle, err := w.store.Idle(t.Context())
+		return err == nil && idle
+	})
+	if err := survivor.stop(); err != nil && !strings.Contains(err.Error(), "give lanes back") {
+		t.Error(err)
+	}
+}
+
+// The database may be away for some seconds: what ran is settled afterwards,
+// under the same lease, and the worker goes on.
+func TestAWorkerOutlivesItsDatabasesOutage(t *testing.T) {
+	t.Parallel()
+	databaseURL := dbtest.PostgreSQLURL(t)
+	w := newWorld(t, dbtest.Open(t, databaseURL))
+	w.publishMany("s", 30)
+	net, behind := w.through(databaseURL)
+	h := newHands()
+	start(t, behind.store, configured("w"), h.handle)
+	w.await("some run", func() bool { return len(h.running()) == 2 })
+	net.cut()
+	first := h.running()
+	for _, sequence := range first {
+		h.end(sequence, done)
+	}
+	away := time.Now()
+	w.await("a while passes", func() bool { return time.Since(away) > 2*time.Second })
+	if n := w.finished(); n > 0 {
+		t.Fatalf("%d finished without a database", n)
+	}
+	net.mend()
+	w.ends("all end", h, done, func() bool { return w.finished() == 30 })
+	if n := len(h.started); n != 30 {
+		t.Errorf("%d attempts of 30 events", n)
+	}
+	if n := one[int](w, `SELECT lease_token FROM {lanes}`); n != 1 {
+		t.Errorf("the lane was leased %d times", n)
+	}
+}
+
+// A worker that can't renew stops its calls a fifth of the lease before the
+// end, and can't complete anything after another took over.
+func TestAWorkerThatCanNotRenewStopsBeforeItsLeaseEnds(t *testing.T) {
+	t.Parallel()
+	databaseURL := dbtest.PostgreSQLURL(t)
+	w := newWorld(t, dbtest.Open(t, databaseURL))
+	event := w.publish("s", touch("a"))[0]
+	net, behind := w.through(databaseURL)
+	stopped := make(chan error, 1)
+	refused := make(chan bool, 1)
+	const lease = 3 * time.Second
+	began := time.Now()
+	start(t, behind.store, configured("cut off", func(c *outbox.Config) { c.Lease = lease }),
+		func(ctx context.Context, d *outbox.Delivery) *outbox.Verdict {
+			if d.Guard() != nil {
+				t.Error("nothing may be sent although the lease is good")
+			}
+			net.cut()
+			<-ctx.Done()
+			stopped <- context.Cause(ctx)
+			refused <- d.Guard() != nil
+			return &done // too late
+		})
+	if cause := <-stopped; cause == nil || !strings.Contains(cause.Error(), outbox.ErrLeaseLost.Error()) {
+		t.Errorf("the calls were cancelled because of %v", cause)
+	}
+	if !<-refused {
+		t.Error("something may be sent although the lease ends")
+	}
+	if n := one[int](w, `SELECT count(*) FROM {lanes} WHERE leased_until > {now}`); n != 1 && time.Since(began) < lease {
+		t.Error("the lease had lapsed before the calls were cancelled")
+	}
+	start(t, w.store, configured("heir", func(c *outbox.Config) { c.Lease = lease }),
+		func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
+			if !d.MayHaveRun {
+				t.Error("the heir doesn't know that the event may have run")
+			}
+			return &done
+		})
+	w.await("another worker completes it", func() bool { return w.state(event) == "completed done" })
+	net.mend()
+	if diff := cmp.Diff([]string{"heir"}, all[string](w, `SELECT worker FROM {effects}`)); diff != "" {
+		t.Error(diff)
+	}
+}
