@@ -42,24 +42,29 @@ const owingColumns = itemColumns + `,
 
 // CopyFirst makes the copies that are owed of the event's media and file
 // names, from its environment or into it. A copy that another worker is making
-// is waited for.
+// is waited for. It looks again after each: a copy into the environment may be
+// what copies from it have waited for.
 func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []string) error {
-	items, err := s.owing(ctx, d.Event, names)
-	if err != nil {
-		return err
-	}
-	for i := range items {
-		o := &items[i]
-		switch {
-		case o.State == waiting:
-			err = s.passWaiting(ctx, d.Event, o)
-		case o.SourceLane == d.Event.LaneID:
-			err = s.copyFromHere(ctx, o)
-		default:
-			err = s.copyToHere(ctx, o)
-		}
+	for again := true; again; {
+		again = false
+		items, err := s.owing(ctx, d.Event, names)
 		if err != nil {
 			return err
+		}
+		for i := range items {
+			o := &items[i]
+			switch {
+			case o.State == waiting:
+				err = s.passWaiting(ctx, d.Event, o)
+			case o.SourceLane == d.Event.LaneID:
+				again, err = true, s.copyFromHere(ctx, o)
+			case o.CopyState == active || o.CreationDue:
+				again, err = true, s.copyToHere(ctx, o)
+			default: // its creation failed: nothing is copied unless that is replayed
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -157,10 +162,7 @@ func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
 
 // copyToHere makes a copy that stands before the event in its own environment.
 func (s *Store) copyToHere(ctx context.Context, o *owing) error {
-	switch {
-	case o.CopyState != active && !o.CreationDue:
-		return nil // it failed: nothing is copied unless that is replayed
-	case o.CopyState != active || o.TargetHeld:
+	if o.CopyState != active || o.TargetHeld {
 		return &outbox.Wait{For: lookAgain, Reason: "the environment's copy is about to begin"}
 	}
 	mine, err := s.lease(ctx, &o.item)
