@@ -192,7 +192,7 @@ func (d *demo) publish(ctx context.Context, s step) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer tx.Rollback() //nolint:errcheck // does nothing after the commit
+	defer tx.Rollback() // does nothing after the commit
 	publisher, err := events.NewPublisher(tx, events.PublisherOptions{Dialect: events.SQLite})
 	if err != nil {
 		return nil, err
