@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -55,7 +56,7 @@ func eachRefused(t *testing.T, test func(t *testing.T, p *stage.Place)) {
 func eachStageRefused(t *testing.T, test func(t *testing.T, s *stage.Stage)) {
 	t.Helper()
 	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) { test(t, stage.New(t, db).AtAWS()) })
+	dbtest.Each(t, func(t *testing.T, db *database.DB) { test(t, newStage(t, db)) })
 }
 
 // eachStage is each for tests with other customers.
@@ -69,12 +70,19 @@ func eachURL(t *testing.T, test func(t *testing.T, s *stage.Stage, url string)) 
 	t.Helper()
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
-		s := stage.New(t, dbtest.Open(t, url)).AtAWS()
+		s := newStage(t, dbtest.Open(t, url))
 		test(t, s, url)
 		if refused := s.AWS.Refused(); len(refused) > 0 {
 			t.Errorf("asked for more than the manual's policy grants: %+v", refused)
 		}
 	})
+}
+
+func newStage(t *testing.T, db *database.DB) *stage.Stage {
+	t.Helper()
+	s := stage.New(t, db).AtAWS()
+	s.Config.Poll = 20 * time.Millisecond // so many stages at once would poll the processors busy
+	return s
 }
 
 // places makes one customer for each case of a table, so that all cases run at

@@ -135,7 +135,7 @@ func disturb(t *rapid.T, p *stage.Place) {
 // a while: bucket and ledger end as if the events had run one after the other.
 func TestAnyHistoryEndsAsIfItsEventsHadRunOneByOne(t *testing.T) {
 	t.Parallel()
-	s := stage.New(t, dbtest.SQLite(t)).AtAWS()
+	s := newStage(t, dbtest.SQLite(t))
 	s.Config.RetryAttempts = 20
 	services := 0
 	rapid.Check(t, func(rt *rapid.T) {

@@ -62,7 +62,7 @@ func TestFileNamesSurviveByteForByte(t *testing.T) {
 
 func TestAnyValidFileNameSurvives(t *testing.T) {
 	t.Parallel()
-	p := stage.New(t, dbtest.SQLite(t)).AtAWS().Customer(service, customer, "media")
+	p := newStage(t, dbtest.SQLite(t)).Customer(service, customer, "media")
 	p.Start()
 	media := 0
 	rapid.Check(t, func(rt *rapid.T) {

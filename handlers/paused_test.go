@@ -123,7 +123,7 @@ func TestTheLateCallOfAWorkerThatLostItsLeaseChangesNothing(t *testing.T) {
 		},
 	}
 	url := dbtest.PostgreSQLURL(t)
-	s := stage.New(t, dbtest.Open(t, url)).AtAWS()
+	s := newStage(t, dbtest.Open(t, url))
 	customers := places(s, cases)
 	for i, tc := range cases {
 		if tc.before != nil {

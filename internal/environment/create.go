@@ -130,7 +130,7 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 		if e.Media() == "" {
 			continue
 		}
-		endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media(), Sequence: e.Sequence})
+		endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media()})
 		if e.RecordedCount == 0 && !tainted[e.Sequence] {
 			continue
 		}
@@ -141,10 +141,6 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 		effects = append(effects, ledger.Effects{Possible: possible})
 	}
 	if err := s.ledger.Apply(ctx, tx, effects); err != nil {
-		return err
-	}
-	endings, err := s.overtook(ctx, tx, endings)
-	if err != nil {
 		return err
 	}
 	return s.join(ctx, tx, endings)

@@ -115,7 +115,7 @@ func (s *Store) joinBefore(ctx context.Context, e *outbox.Event) (runnable bool,
 			Runnable bool `db:"runnable"`
 		}
 		if err := tx.SelectContext(ctx, &waits, s.db.SQL(`
-			SELECT `+joiningColumns+`, EXISTS (SELECT 1 FROM {outbox} e
+			SELECT w.copy_sequence, w.media_id, w.source_lane, EXISTS (SELECT 1 FROM {outbox} e
 				WHERE e.lane_id = w.source_lane AND e.media_id = w.media_id AND e.sequence < w.copy_sequence
 				AND e.state IN ('available', 'running') AND (NOT e.parked OR e.next_attempt_at IS NOT NULL)) AS runnable
 			FROM {copy_items} w WHERE w.state = 'waiting' AND w.source_lane = ? AND w.copy_sequence < ?
@@ -171,7 +171,8 @@ func (s *Store) owedFrom(ctx context.Context, e *outbox.Event) (bool, error) {
 			continue
 		}
 		what := scope{copySequence: c.Sequence, targetLane: c.TargetLane, tired: soon}
-		if soon && !created {
+		what.overtaken = created
+		if soon {
 			if err := s.startWaiting(ctx, what); err != nil {
 				return false, err
 			}

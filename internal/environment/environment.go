@@ -172,10 +172,8 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 	var endings []ending
 	for _, st := range settled {
 		effects = append(effects, st.Effects)
-		e := st.Event
-		if st.Ends() && e.Media() != "" && (snapshots[e.LaneID] > 0 || e.Copying) {
-			endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media(), Sequence: e.Sequence,
-				Changed: st.Effects.Put != nil})
+		if e := st.Event; st.Ends() && e.Media() != "" && snapshots[e.LaneID] > 0 {
+			endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media(), Changed: st.Effects.Put != nil})
 		}
 	}
 	if err := s.ledger.Apply(ctx, tx, effects); err != nil {
@@ -187,10 +185,6 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 		}
 	}
 	if err := s.lookAgainAt(ctx, tx, endings); err != nil {
-		return err
-	}
-	endings, err := s.overtook(ctx, tx, endings)
-	if err != nil {
 		return err
 	}
 	return s.join(ctx, tx, endings)

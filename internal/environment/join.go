@@ -15,9 +15,8 @@ type ending struct {
 	MediaID string `db:"media_id" json:"media_id"`
 	// Failed: it was an item that did not bring the media.
 	Failed bool `db:"failed" json:"failed"`
-	// Sequence is the event's; Changed: it changed the media's object.
-	Sequence int64 `db:"-" json:"sequence"`
-	Changed  bool  `db:"-" json:"-"`
+	// Changed: it was an event that changed the media's object.
+	Changed bool `db:"-" json:"-"`
 }
 
 // joining is an item whose media has nothing unfinished before its copy.
@@ -25,24 +24,15 @@ type joining struct {
 	CopySequence int64  `db:"copy_sequence" json:"copy_sequence"`
 	MediaID      string `db:"media_id" json:"media_id"`
 	SourceLane   int64  `db:"source_lane" json:"-"`
-	// OvertakenBy is the event, 0 for none, that went past the item before it
-	// was looked at. One that goes past it later must end first.
-	OvertakenBy int64 `db:"overtaken_by" json:"overtaken_by"`
 	// Never: what it waited for did not bring the media.
 	Never bool `db:"never" json:"-"`
 }
 
-// joiningColumns are those of joining, of an item w.
-const joiningColumns = `w.copy_sequence, w.media_id, w.source_lane, coalesce(w.overtaken_by, 0) AS overtaken_by`
-
-// notAwaited holds for an item w that waits for no other item, nor for an
-// event that went past it.
+// notAwaited holds for an item w that waits for no other item.
 const notAwaited = `NOT EXISTS (SELECT 1 FROM {copy_items} o WHERE o.target_lane = w.source_lane
 		AND o.media_id = w.media_id AND o.copy_sequence < w.copy_sequence AND o.state = 'owed')
 	AND NOT EXISTS (SELECT 1 FROM {copy_items} o WHERE o.target_lane = w.source_lane
-		AND o.media_id = w.media_id AND o.copy_sequence < w.copy_sequence AND o.state = 'waiting')
-	AND NOT EXISTS (SELECT 1 FROM {outbox} p WHERE p.sequence = w.overtaken_by
-		AND p.state IN ('available', 'running', 'retryable'))`
+		AND o.media_id = w.media_id AND o.copy_sequence < w.copy_sequence AND o.state = 'waiting')`
 
 // lookAgainAt makes items wait, for join to find, whose object an event
 // changed although it was owed. Events copy first what they find owed, so this
@@ -67,30 +57,6 @@ func (s *Store) lookAgainAt(ctx context.Context, tx *sqlx.Tx, endings []ending) 
 	return wrap("look again at items whose media changed", err)
 }
 
-// overtook adds, to the endings of events, those on which items then depend
-// that the events went past, and locks what decides about those.
-func (s *Store) overtook(ctx context.Context, tx *sqlx.Tx, endings []ending) ([]ending, error) {
-	if len(endings) == 0 {
-		return nil, nil
-	}
-	encoded, err := rows(endings)
-	if err != nil {
-		return nil, err
-	}
-	var more []ending
-	if err := tx.SelectContext(ctx, &more, s.db.SQL(`
-		SELECT w.source_lane AS lane_id, w.media_id, false AS failed
-		FROM {rows v(sequence bigint)} JOIN {copy_items} w ON w.overtaken_by = v.sequence AND w.state = 'waiting'`),
-		encoded); err != nil {
-		return nil, wrap("find items that events went past", err)
-	}
-	lanes := make([]int64, len(more))
-	for i, e := range more {
-		lanes[i] = e.LaneID
-	}
-	return append(endings, more...), s.lockLanes(ctx, tx, lanes...)
-}
-
 // join lets items take their media as the ledger now has it, if nothing that
 // they waited for is left. An item that ends thereby without one may be what
 // others, of copies from its target, have waited for.
@@ -102,7 +68,7 @@ func (s *Store) join(ctx context.Context, tx *sqlx.Tx, endings []ending) error {
 		}
 		var ready []joining
 		if err := tx.SelectContext(ctx, &ready, s.db.SQL(`
-			SELECT DISTINCT `+joiningColumns+`, v.failed AS never
+			SELECT DISTINCT w.copy_sequence, w.media_id, w.source_lane, v.failed AS never
 			FROM {rows v(lane_id bigint, media_id text, failed boolean)}
 			JOIN {copy_items} w ON w.source_lane = v.lane_id AND w.media_id = v.media_id AND w.state = 'waiting'
 			WHERE NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = w.source_lane AND e.media_id = w.media_id
@@ -143,9 +109,8 @@ func (s *Store) joinNow(ctx context.Context, tx *sqlx.Tx, ready []joining) ([]en
 		CopySequence int64 `db:"copy_sequence"`
 	}
 	if err := tx.SelectContext(ctx, &none, s.db.SQL(`
-		DELETE FROM {copy_items} WHERE state = 'waiting' AND (copy_sequence, media_id, coalesce(overtaken_by, 0)) IN
-			(SELECT copy_sequence, media_id, overtaken_by
-			 FROM {rows v(copy_sequence bigint, media_id text, overtaken_by bigint)})
+		DELETE FROM {copy_items} WHERE state = 'waiting' AND (copy_sequence, media_id) IN
+			(SELECT copy_sequence, media_id FROM {rows v(copy_sequence bigint, media_id text)})
 		RETURNING target_lane AS lane_id, media_id, false AS failed, copy_sequence`), all); err != nil {
 		return nil, err
 	}
@@ -181,10 +146,8 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, sourceLane int64, joins [
 			source_etag = m.etag, file_name = substr(m.object_key, ?), version = m.version,
 			content_type = m.content_type, size = m.size, failure_count = 0, first_failed_at = NULL,
 			next_attempt_at = 0, error_code = NULL, error = NULL
-		FROM {media_objects} m JOIN {rows v(copy_sequence bigint, media_id text, overtaken_by bigint)}
-			ON m.media_id = v.media_id
+		FROM {media_objects} m JOIN {rows v(copy_sequence bigint, media_id text)} ON m.media_id = v.media_id
 		WHERE i.copy_sequence = v.copy_sequence AND i.media_id = v.media_id AND i.state = 'waiting'
-		AND coalesce(i.overtaken_by, 0) = v.overtaken_by
 		AND m.lane_id = ? AND m.object_key IS NOT NULL`), nameAt(source.KeyPrefix()), encoded, sourceLane)
 	return err
 }

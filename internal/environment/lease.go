@@ -14,6 +14,10 @@ import (
 const leasing = `UPDATE {copy_items} SET lease_token = lease_token + 1, leased_until = {now} + ?,
 	may_have_written = (may_have_written OR leased_until IS NOT NULL)`
 
+// overtaken holds for an item that an unfinished event went past.
+const overtaken = `EXISTS (SELECT 1 FROM {outbox} p WHERE p.sequence = overtaken_by
+	AND p.state IN ('available', 'running', 'retryable'))`
+
 var errLeaseLost = errors.New("the lease of a copy's item was lost")
 
 // claim leases up to n items of a copy that are due, if its target takes any.
@@ -26,7 +30,7 @@ func (s *Store) claim(ctx context.Context, copySequence int64, n int) ([]item, e
 		WITH due AS MATERIALIZED (
 			SELECT copy_sequence, media_id FROM {copy_items}
 			WHERE copy_sequence = ? AND state = 'owed' AND next_attempt_at <= (SELECT {now})
-			AND (leased_until IS NULL OR leased_until < (SELECT {now}))
+			AND (leased_until IS NULL OR leased_until < (SELECT {now})) AND NOT `+overtaken+`
 			AND EXISTS (SELECT 1 FROM {copies} c JOIN {lanes} l ON l.lane_id = c.target_lane
 				WHERE c.sequence = ? AND c.state = 'active' AND NOT l.held)
 			ORDER BY next_attempt_at LIMIT ? {skip_locked})
@@ -45,7 +49,7 @@ func (s *Store) lease(ctx context.Context, it *item) (bool, error) {
 	var leased []item
 	err := s.db.SelectContext(ctx, &leased, s.db.SQL(leasing+`
 		WHERE copy_sequence = ? AND media_id = ? AND state = 'owed' AND (leased_until IS NULL OR leased_until < {now})
-		RETURNING `+itemColumns), s.options.Lease.Microseconds(), it.CopySequence, it.MediaID)
+		AND NOT `+overtaken+` RETURNING `+itemColumns), s.options.Lease.Microseconds(), it.CopySequence, it.MediaID)
 	if err != nil || len(leased) == 0 {
 		return false, wrap("lease an item of a copy", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -205,6 +206,17 @@ func (h *history) settle() {
 	h.unsettled = false
 }
 
+// told is the history as it went.
+func (h *history) told() string {
+	var lines []string
+	if err := h.DB.Select(&lines, `SELECT sequence || ' ' || environment_id || ' ' || type || ' ' || data || ' ' || state || ' ' ||
+		coalesce(outcome, error) || ' began ' || coalesce(started_at, 0) || ' ended ' || finished_at || ' ' ||
+		coalesce((SELECT group_concat(a.error) FROM attempts a WHERE a.sequence = outbox.sequence), '') FROM outbox ORDER BY sequence`); err != nil {
+		return err.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
 // verify compares bucket, metadata and ledger with the model.
 func (h *history) verify() {
 	var bad []stage.Event
@@ -212,7 +224,7 @@ func (h *history) verify() {
 		h.check.Fatal(err)
 	}
 	if len(bad) > 0 {
-		h.check.Fatalf("events that didn't complete: %+v\n%s", bad, h.Dump())
+		h.check.Fatalf("events that didn't complete: %+v\n%s", bad, h.told())
 	}
 	contents, versions := map[string]string{}, map[string]string{}
 	ledger := map[string]string{}
@@ -253,7 +265,7 @@ func (h *history) verify() {
 		"ledger":   cmp.Diff(ledger, recorded),
 	} {
 		if diff != "" {
-			h.check.Errorf("%s (-want +got):\n%s\n%s", what, diff, h.Dump())
+			h.check.Errorf("%s (-want +got):\n%s\n%s", what, diff, h.told())
 		}
 	}
 }

@@ -30,15 +30,18 @@ type owing struct {
 	CopyState  string `db:"copy_state"`
 	TargetHeld bool   `db:"target_held"`
 	// CreationDue tells that the copy's EnvironmentCreated will run by itself.
-	CreationDue bool  `db:"creation_due"`
-	Now         int64 `db:"now_us"`
+	CreationDue bool `db:"creation_due"`
+	// Overtaken tells that an unfinished event of the target went past it.
+	Overtaken bool  `db:"overtaken"`
+	Now       int64 `db:"now_us"`
 }
 
 const owingColumns = itemColumns + `,
 	(SELECT c.state FROM {copies} c WHERE c.sequence = copy_sequence) AS copy_state,
 	(SELECT l.held FROM {lanes} l WHERE l.lane_id = target_lane) AS target_held,
 	EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = copy_sequence
-		AND e.state IN ('available', 'running', 'retryable')) AS creation_due, {now} AS now_us`
+		AND e.state IN ('available', 'running', 'retryable')) AS creation_due,
+	` + overtaken + ` AS overtaken, {now} AS now_us`
 
 // CopyFirst makes the copies that are owed of the event's media and file
 // names, from its environment or into it. A copy that another worker is making
@@ -58,9 +61,9 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 				err = s.passWaiting(ctx, d.Event, o)
 			case o.SourceLane == d.Event.LaneID:
 				again, err = true, s.copyFromHere(ctx, o)
-			case o.CopyState == active || o.CreationDue:
+			case !o.Overtaken && (o.CopyState == active || o.CreationDue):
 				again, err = true, s.copyToHere(ctx, o)
-			default: // its creation failed: nothing is copied unless that is replayed
+			default: // it will find that it is late, or is copied only if its creation is replayed
 			}
 			if err != nil {
 				return err
@@ -130,9 +133,9 @@ func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
 	switch {
 	case o.TargetHeld, o.CopyState != active && !o.CreationDue:
 		return s.giveUpOne(ctx, what, "the environment that it is copied to can't take it now")
-	case o.CopyState != active && o.tired():
+	case (o.CopyState != active || o.Overtaken) && o.tired():
 		return s.giveUpOne(ctx, what, "the environment that it is copied to was not ready in time")
-	case o.CopyState != active:
+	case o.CopyState != active || o.Overtaken:
 		if err := s.startWaiting(ctx, what); err != nil {
 			return err
 		}
@@ -196,11 +199,12 @@ func (o *owing) tired() bool {
 }
 
 // scope is which items of a copy are meant: one media's, or all where that is
-// empty, or those only that have been waited for too long.
+// empty, or those only that have been waited for too long, or that events of
+// the target went past.
 type scope struct {
 	copySequence, targetLane int64
 	mediaID                  string
-	tired                    bool
+	tired, overtaken         bool
 }
 
 const inScope = `copy_sequence = ? AND (CAST(? AS text) = '' OR media_id = ?) AND state = 'owed'`
@@ -208,8 +212,9 @@ const inScope = `copy_sequence = ? AND (CAST(? AS text) = '' OR media_id = ?) AN
 // startWaiting lets the time run that the source waits for items.
 func (s *Store) startWaiting(ctx context.Context, what scope) error {
 	_, err := s.db.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} SET first_failed_at = {now} WHERE first_failed_at IS NULL AND `+inScope),
-		what.copySequence, what.mediaID, what.mediaID)
+		UPDATE {copy_items} SET first_failed_at = {now} WHERE first_failed_at IS NULL
+		AND (CAST(? AS integer) = 0 OR `+overtaken+`) AND `+inScope),
+		number(what.overtaken), what.copySequence, what.mediaID, what.mediaID)
 	return wrap("note that a copy is waited for", err)
 }
 

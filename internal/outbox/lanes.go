@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -272,6 +273,7 @@ func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event
 		if len(list) == 0 {
 			return nil
 		}
+		slices.SortFunc(list, func(a, b begun) int { return cmp.Compare(a.Sequence, b.Sequence) })
 		return s.exec(ctx, tx, `
 			UPDATE {outbox} AS e SET state = 'running'
 			FROM {rows v(sequence bigint, recorded_count integer)}

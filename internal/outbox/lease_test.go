@@ -2,6 +2,8 @@ package outbox_test
 
 import (
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -385,7 +387,7 @@ func TestWhatTheRecorderRefusesIsNotSettled(t *testing.T) {
 	})
 }
 
-// Two workers that settle, park, assign and promote in the same lanes must not
+// Workers that settle, park, mark, assign, promote and renew at once must not
 // wait for each other in a circle.
 func TestNoDeadlocks(t *testing.T) {
 	t.Parallel()
@@ -395,48 +397,73 @@ func TestNoDeadlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := newWorld(t, db)
-	const lanes = 6
-	for i := range lanes {
-		for range 20 {
+	const lanes = 9
+	for range 20 {
+		for i := range lanes {
 			w.publish(string(rune('A'+i)), touch("a"), touch("b"), touch("b", "x", "y"))
 		}
 	}
 	w.assign()
-	held := w.claim("w")
+	leased := w.claim("w")
 	var working sync.WaitGroup
-	for worker := range 4 {
-		working.Go(func() {
-			store := w.another()
-			for round := range 25 {
+	for worker := range 3 {
+		mine := leased[worker*3 : worker*3+3]
+		var held []outbox.Holding
+		for _, lane := range mine {
+			held = append(held, holdingOf(lane))
+		}
+		slices.Reverse(held)
+		store := w.another()
+		read := func() (found []*outbox.Event) {
+			for _, lane := range mine {
+				events, err := store.Read(t.Context(), []outbox.Reading{{LaneID: lane.LaneID, Limit: 5}})
+				if err != nil {
+					t.Error(err)
+				}
+				found = append(found, events...)
+			}
+			rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
+			return found
+		}
+		working.Go(func() { // what settles
+			for range 25 {
 				var batch []*outbox.Settlement
-				for i := range held {
-					lane := held[(i*5+worker)%lanes] // each in an order of its own
-					found, err := store.Read(t.Context(), []outbox.Reading{{LaneID: lane.LaneID, Limit: 6}})
-					if err != nil {
-						t.Error(err)
-						return
+				for _, e := range read() {
+					lane := mine[slices.IndexFunc(mine, func(l outbox.Lane) bool { return l.LaneID == e.LaneID })]
+					verdict := done
+					if rand.IntN(3) == 0 {
+						verdict = retryIn(0)
 					}
-					if len(found) > 2 && worker == 0 {
-						if _, err := store.Park(t.Context(), holdingOf(lane), found[:1], found[1:]); err != nil {
-							t.Error(err)
-						}
-						continue
-					}
-					for _, e := range found[:min(len(found), 2)] {
-						verdict := done
-						if (round+worker)%3 == 0 {
-							verdict = retryIn(0)
-						}
-						batch = append(batch, settlement(lane, e, verdict))
-					}
+					batch = append(batch, settlement(lane, e, verdict))
 				}
 				if err := store.Settle(t.Context(), batch); err != nil {
 					t.Error(err)
 				}
+			}
+		})
+		working.Go(func() { // what fetches and renews
+			for range 25 {
+				found := read()
+				if err := store.MarkRunning(t.Context(), held, found); err != nil {
+					t.Error(err)
+				}
+				for _, lane := range mine {
+					events := slices.DeleteFunc(slices.Clone(found), func(e *outbox.Event) bool { return e.LaneID != lane.LaneID })
+					if len(events) < 2 {
+						continue
+					}
+					if _, err := store.Park(t.Context(), holdingOf(lane), events[:1], events[1:]); err != nil {
+						t.Error(err)
+					}
+				}
 				if _, _, err := store.Promote(t.Context()); err != nil {
 					t.Error(err)
 				}
+				w.publish("A", touch("c"))
 				if _, err := store.Assign(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if _, _, err := store.Renew(t.Context(), held, lease); err != nil {
 					t.Error(err)
 				}
 			}

@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -11,6 +12,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childVariable) != "" {
 		beWorker()
 		return
+	}
+	flag.Parse()
+	if flag.Lookup("test.parallel").Value.String() == flag.Lookup("test.parallel").DefValue {
+		_ = flag.Set("test.parallel", "8") // most of them wait for a database or a lease
 	}
 	goleak.VerifyTestMain(m)
 }

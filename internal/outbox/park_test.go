@@ -385,14 +385,14 @@ func TestARandomLaneEndsInOrder(t *testing.T) {
 		name := func() string { return string(rune('p' + next(4))) }
 		var list []int64
 		shared := make(map[int64][]string)
-		for range 40 {
+		for range 25 {
 			media, from, to := string(rune('a'+next(4))), name(), name()
 			sequence := w.publish("s", touch(media, from, to))[0]
 			list = append(list, sequence)
 			shared[sequence] = []string{"m:" + media, from, to}
 		}
 		lane := w.claimOne("w")
-		for range 12 {
+		for range 6 {
 			var broken []int64
 			for _, sequence := range list {
 				if next(3) == 0 {

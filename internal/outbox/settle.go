@@ -1,8 +1,10 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jmoiron/sqlx"
 
@@ -81,6 +83,8 @@ func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 		if len(mine) == 0 {
 			return nil
 		}
+		// Whoever writes several events does it in their sequence.
+		slices.SortFunc(mine, func(a, b *Settlement) int { return cmp.Compare(a.Event.Sequence, b.Event.Sequence) })
 		return s.settle(ctx, tx, mine, snapshots)
 	})
 	if err != nil {

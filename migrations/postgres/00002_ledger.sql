@@ -96,8 +96,8 @@ CREATE TABLE {schema}.copy_items (
     next_attempt_at bigint  NOT NULL DEFAULT 0,
     lease_token     bigint  NOT NULL DEFAULT 0,
     leased_until    bigint,
-    -- The event of the target that didn't wait for the media to join: until that
-    -- has ended, the media doesn't.
+    -- The event of the target that didn't wait for the media to join: until it
+    -- has ended, nothing is copied.
     overtaken_by    bigint,
     -- When the customer's account last denied the item, and how often that was
     -- although a probe had passed since.
@@ -114,7 +114,6 @@ CREATE INDEX copy_items_target_name ON {schema}.copy_items (target_lane, file_na
 CREATE INDEX copy_items_due ON {schema}.copy_items (copy_sequence, next_attempt_at) WHERE state = 'owed';
 CREATE INDEX copy_items_waiting ON {schema}.copy_items (copy_sequence) WHERE state = 'waiting';
 CREATE INDEX copy_items_waiting_source ON {schema}.copy_items (source_lane, media_id) WHERE state = 'waiting';
-CREATE INDEX copy_items_overtaken ON {schema}.copy_items (overtaken_by) WHERE state = 'waiting';
 CREATE INDEX copy_items_waiting_target ON {schema}.copy_items (target_lane, media_id) WHERE state = 'waiting';
 
 -- +goose Down

@@ -96,8 +96,8 @@ CREATE TABLE copy_items (
     next_attempt_at INTEGER  NOT NULL DEFAULT 0,
     lease_token     INTEGER  NOT NULL DEFAULT 0,
     leased_until    INTEGER,
-    -- The event of the target that didn't wait for the media to join: until that
-    -- has ended, the media doesn't.
+    -- The event of the target that didn't wait for the media to join: until it
+    -- has ended, nothing is copied.
     overtaken_by    INTEGER,
     -- When the customer's account last denied the item, and how often that was
     -- although a probe had passed since.
@@ -114,7 +114,6 @@ CREATE INDEX copy_items_target_name ON copy_items (target_lane, file_name) WHERE
 CREATE INDEX copy_items_due ON copy_items (copy_sequence, next_attempt_at) WHERE state = 'owed';
 CREATE INDEX copy_items_waiting ON copy_items (copy_sequence) WHERE state = 'waiting';
 CREATE INDEX copy_items_waiting_source ON copy_items (source_lane, media_id) WHERE state = 'waiting';
-CREATE INDEX copy_items_overtaken ON copy_items (overtaken_by) WHERE state = 'waiting';
 CREATE INDEX copy_items_waiting_target ON copy_items (target_lane, media_id) WHERE state = 'waiting';
 
 -- +goose Down
