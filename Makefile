@@ -39,7 +39,7 @@ fmt: $(TOOLS)/.golangci-lint-$(GOLANGCI_LINT_VERSION) ## Format the code
 .PHONY: lint
 lint: $(TOOLS)/.golangci-lint-$(GOLANGCI_LINT_VERSION) ## Look for faults and for imports that point upwards
 	go vet ./...
-	$(TOOLS)/golangci-lint run
+	$(TOOLS)/golangci-lint run --allow-parallel-runners
 
 .PHONY: test
 test: ## Everything that CI does: install, check, build, and all tests with the race detector
