@@ -16,6 +16,7 @@ func TestAStrangersObjectIsNeverOverwritten(t *testing.T) {
 		wantStates(t, p, ids, "dead key_taken", "dead key_taken", "dead key_taken")
 		wantContents(t, p, contents{"media/a.txt": "one", "media/taken.txt": "somebody else's"})
 		wantLedgerTrue(t, p, "m1", "m2")
+		wantPossibleWrites(t, p)
 
 		// Nothing of ours is at the key: what follows leaves it alone.
 		more := run(p, p.Delete("m2", "taken.txt"), p.Rename("m1", "a.txt", "b.txt"))

@@ -2,6 +2,7 @@ package handlers_test
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -236,5 +237,96 @@ func TestAPrefixIsNotTheBeginningOfAnother(t *testing.T) {
 		ids = append(ids, run(p, p.Delete("m1", "a.txt"))...)
 		wantStates(t, p, ids, "completed done", "completed done", "completed done")
 		wantContents(t, p, contents{"mediafoo/a.txt": "theirs", "media": "theirs", "mediabar/a.txt": "two"})
+	})
+}
+
+func TestTheOldObjectGoesOnlyWhenTheNewOneIsThere(t *testing.T) {
+	moves := []struct {
+		name  string
+		event func(p *stage.Place) events.Event
+		write string
+		moved contents
+	}{
+		{"re-upload", func(p *stage.Place) events.Event { return p.Upload("m1", "b.txt", "new") }, put,
+			contents{"media/b.txt": "new"}},
+		{"rename", func(p *stage.Place) events.Event { return p.Rename("m1", "a.txt", "b.txt") }, copied,
+			contents{"media/b.txt": "old"}},
+	}
+	eachStage(t, func(t *testing.T, s *stage.Stage) {
+		s.Config.RetryAttempts = 2
+		customers := places(s, moves)
+		for _, p := range customers {
+			p.Publish(p.Upload("m1", "a.txt", "old"))
+		}
+		finish(s)
+		for i, tc := range moves {
+			t.Run(tc.name, func(t *testing.T) {
+				p := customers[i]
+				broken := s.AWS.Inject(awslocal.Rule{API: tc.write, Bucket: p.Bucket, Status: 500, Code: "InternalError"})
+				ids := run(p, tc.event(p))
+				wantStates(t, p, ids, "dead server_error")
+				wantContents(t, p, contents{"media/a.txt": "old"})
+				broken.Remove()
+
+				broken = s.AWS.Inject(awslocal.Rule{API: deleted, Bucket: p.Bucket, Status: 500, Code: "InternalError"})
+				retry(p, ids...)
+				finish(s)
+				wantStates(t, p, ids, "dead server_error")
+				both := contents{"media/a.txt": "old"}
+				maps.Copy(both, tc.moved)
+				wantContents(t, p, both)
+				broken.Remove()
+
+				retry(p, ids...)
+				finish(s)
+				wantStates(t, p, ids, "completed done")
+				wantContents(t, p, tc.moved)
+				wantLedgerTrue(t, p, "m1")
+			})
+		}
+	})
+}
+
+// Under KMS an ETag is no digest, and changes with every write of equal bytes.
+func TestUnderKMSNothingIsConcludedFromETags(t *testing.T) {
+	const key = "arn:aws:kms:ap-northeast-1:123456789012:key/k"
+	eachStage(t, func(t *testing.T, s *stage.Stage) {
+		p := s.Customer(service, "elsewhere", "media")
+		made, err := s.AWS.AddCustomer(awslocal.Customer{
+			Bucket: customer, Region: stage.Region, Prefix: "media", Options: awslocal.BucketOptions{KMSKey: key},
+			Policy: strings.Replace(awslocal.CustomerPolicy(customer, "media"), `"Statement": [`, `"Statement": [
+				{"Effect": "Allow", "Action": ["kms:GenerateDataKey", "kms:Decrypt"], "Resource": "`+key+`"},`, 1),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Set(integration.Change{Bucket: ref(customer), RoleARN: &made.RoleARN, ExternalID: &made.ExternalID})
+		p.Bucket = customer
+		for _, api := range []string{put, copied, deleted} {
+			s.AWS.Inject(awslocal.Rule{API: api, Bucket: customer, Times: 6, AfterEffect: true, Reset: true})
+		}
+		s.Config.RetryAttempts = 20
+		ids := run(p,
+			p.Upload("m1", "a.txt", "one"), p.Upload("m1", "a.txt", "one"), p.Upload("m1", "a.txt", big),
+			p.Rename("m1", "a.txt", "a.txt"), p.Rename("m1", "a.txt", "b.txt"), p.Upload("m1", "c.txt", "two"),
+			p.Upload("m2", "d.txt", "three"), p.Delete("m2", "d.txt"))
+		for _, id := range ids {
+			wantStates(t, p, []string{id}, "completed done")
+		}
+		wantContents(t, p, contents{"media/c.txt": "two"})
+		wantLedgerTrue(t, p, "m1", "m2")
+	})
+}
+
+func TestTheBrandIsASetting(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		p.Config.Brand = "Acme"
+		upload := p.Upload("m1", "a.txt", "one")
+		run(p, upload)
+		want := map[string]string{"upload-source": "Acme", "acme-service": service,
+			"acme-version": bucket.FormatVersion(upload.Version.Micros()), "acme-status": "public"}
+		if diff := cmp.Diff(want, p.AWS.Objects(p.Bucket)[0].Metadata); diff != "" {
+			t.Error(diff)
+		}
 	})
 }

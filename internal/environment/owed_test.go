@@ -219,7 +219,7 @@ func TestEventThatBeganBeforeTheSnapshotBelongsToIt(t *testing.T) {
 		}
 		s.Await("the snapshot and the other media", func() bool { return s.Event(ids[0]).State == "completed" && s.shown("dev").Done >= 1 })
 		close(goOn)
-		s.Await("the copy", func() bool { return s.state("dev") == "complete" })
+		s.Await("the copy", func() bool { return s.state("dev") == "complete" && s.Event(ids[1]).State == "completed" })
 		s.ends(ids, "completed done", "completed done")
 		got := s.prod.Contents()
 		if got["media/a.txt"] != "new" || got[directory("dev")+"b.txt"] != "two" {

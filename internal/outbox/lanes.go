@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -159,6 +158,9 @@ func (s *Store) renew(ctx context.Context, held []Holding, lease time.Duration, 
 				mine = append(mine, h)
 			}
 		}
+		if len(mine) == 0 {
+			return nil
+		}
 		encoded, err := rows(mine)
 		if err != nil {
 			return err
@@ -206,6 +208,14 @@ func (s *Store) Release(ctx context.Context, held []Holding) error {
 	return nil
 }
 
+// skipLocked ends a query for rows that are locked unless others have them.
+func (s *Store) skipLocked(table string) string {
+	if s.db.Dialect == database.SQLite {
+		return ``
+	}
+	return `FOR NO KEY UPDATE OF ` + table + ` SKIP LOCKED`
+}
+
 // lockLanes locks lanes in the one order that all do it in. It returns those
 // that it has: all that exist or, where it may skip, those that nobody else
 // has locked.
@@ -217,9 +227,11 @@ func (s *Store) lockLanes(ctx context.Context, tx *sqlx.Tx, lanes []int64, skipL
 	if err != nil {
 		return nil, err
 	}
-	query := `SELECT lane_id FROM {lanes} WHERE lane_id IN {ids} ORDER BY lane_id {for_no_key_update}`
+	query := `SELECT lane_id FROM {lanes} l WHERE lane_id IN {ids} ORDER BY lane_id `
 	if skipLocked {
-		query += ` SKIP LOCKED`
+		query += s.skipLocked(`l`)
+	} else {
+		query += `{for_no_key_update}`
 	}
 	var locked []int64
 	err = tx.SelectContext(ctx, &locked, s.db.SQL(query), ids)
@@ -273,12 +285,13 @@ func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event
 		if len(list) == 0 {
 			return nil
 		}
-		slices.SortFunc(list, func(a, b begun) int { return cmp.Compare(a.Sequence, b.Sequence) })
+		// What somebody is writing at this moment has an end, or will be marked
+		// another time: not waiting for it, we are in nobody's way.
 		return s.exec(ctx, tx, `
-			UPDATE {outbox} AS e SET state = 'running'
-			FROM {rows v(sequence bigint, recorded_count integer)}
-			WHERE e.sequence = v.sequence AND e.recorded_count = v.recorded_count
-			AND e.state = 'available' AND NOT e.parked`, list)
+			UPDATE {outbox} SET state = 'running' WHERE sequence IN (
+				SELECT e.sequence FROM {outbox} e JOIN {rows v(sequence bigint, recorded_count integer)}
+				ON e.sequence = v.sequence AND e.recorded_count = v.recorded_count
+				WHERE e.state = 'available' AND NOT e.parked `+s.skipLocked("e")+`)`, list)
 	})
 	if err != nil {
 		return fmt.Errorf("mark running events: %w", err)

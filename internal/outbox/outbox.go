@@ -141,7 +141,7 @@ func New(db *database.DB, recorder Recorder) *Store {
 	return &Store{db: db, recorder: recorder, lanes: make(map[environment]int64)}
 }
 
-// rows encodes the argument of a {rows …} table.
+// rows encodes the argument of a {rows …} table or an {ids} list.
 func rows(values any) (string, error) {
 	encoded, err := json.Marshal(values)
 	if err != nil {

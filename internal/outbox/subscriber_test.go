@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
@@ -169,6 +170,31 @@ func TestAHungLaneDelaysNoOther(t *testing.T) {
 		if n := h.runningOf("hung"); n != 2 {
 			w.t.Errorf("%d of the hung lane run", n)
 		}
+	})
+}
+
+// Slots are free, but what the lanes have waits for what runs in them: the
+// worker must look for other lanes.
+func TestLanesWhoseEventsWaitForEachOtherDelayNoOther(t *testing.T) {
+	each(t, func(w *world) {
+		h := newHands()
+		start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency, c.LaneConcurrency = 8, 8 }), h.handle)
+		services := []string{"a", "b", "c"}
+		for _, service := range services {
+			w.publishMany(service, 12)
+		}
+		w.ends("they have become fast", h, done, func() bool { return w.finished() == 36 })
+		for _, service := range services {
+			chain := make([]events.Event, 20)
+			for i := range chain {
+				chain[i] = touch("a")
+			}
+			w.publish(service, chain...)
+		}
+		w.await("one of each runs", func() bool { return len(h.running()) == 3 })
+		w.settles(h)
+		other := w.publish("other", touch("a"))[0]
+		w.await("the other runs", func() bool { return slices.Contains(h.running(), other) })
 	})
 }
 
@@ -463,6 +489,35 @@ func TestWhatCanNotBeSettledAtAllCostsItsLaneAlone(t *testing.T) {
 			w.t.Errorf("the other lane was leased %d times", n)
 		}
 	})
+}
+
+// What was given up is not renewed, even while one of its handlers is slow to
+// stop: another worker takes it over from where its events stand.
+func TestAGivenUpLaneLapses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	list := w.publish("s", touch("slow to stop"), touch("b"))
+	stopped := make(chan struct{})
+	store := outbox.New(w.db, &recorder{db: w.db, refuse: func(st *outbox.Settlement) error {
+		if st.Worker == "w" {
+			return failure.New(failure.Transient, failure.Internal, "no")
+		}
+		return nil
+	}})
+	short := func(c *outbox.Config) { c.Lease = 2 * time.Second }
+	began := make(chan struct{}, 10)
+	start(t, store, configured("w", short), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
+		began <- struct{}{}
+		if d.Event.Sequence == list[0] {
+			<-stopped
+		}
+		return &done
+	})
+	t.Cleanup(func() { close(stopped) }) // before the worker is stopped
+	<-began
+	<-began
+	start(t, w.store, configured("heir", short), func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done })
+	w.await("the heir completes both", func() bool { return w.finished() == 2 })
 }
 
 func TestASubscriberRefusesWhatItCanNotRunWith(t *testing.T) {
