@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	// A check is a whole history through a worker: fewer than rapid's hundred do
 	// for CI. -rapid.checks=1000 looks deeper.
 	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
-		if err := checks.Value.Set("25"); err != nil {
+		if err := checks.Value.Set("20"); err != nil {
 			panic(err)
 		}
 	}

@@ -3,7 +3,6 @@ package handlers_test
 import (
 	"fmt"
 	"maps"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -106,7 +105,7 @@ func wantNothingElse(t *testing.T, entry awslocal.Entry) {
 	}
 	if entry.API == copied && (entry.Header.Get("X-Amz-Metadata-Directive") != "REPLACE" ||
 		entry.Header.Get("X-Amz-Copy-Source-If-Match") == "" || entry.Header.Get("X-Amz-Tagging-Directive") != "REPLACE") {
-		t.Errorf("a COPY with %v", http.Header(entry.Header))
+		t.Errorf("a COPY with %v", entry.Header)
 	}
 }
 

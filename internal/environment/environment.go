@@ -171,6 +171,13 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 	var effects []ledger.Effects
 	var endings []ending
 	for _, st := range settled {
+		if unsure(st) {
+			possible, err := s.possibleWrite(ctx, tx, st.Event)
+			if err != nil {
+				return err
+			}
+			st.Effects.Possible = possible
+		}
 		effects = append(effects, st.Effects)
 		if e := st.Event; st.Ends() && e.Media() != "" && snapshots[e.LaneID] > 0 {
 			endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media(), Changed: st.Effects.Put != nil})
@@ -184,10 +191,27 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 			return err
 		}
 	}
+	if len(endings) == 0 {
+		return nil
+	}
+	var copying bool
+	if err := tx.GetContext(ctx, &copying, s.db.SQL(`SELECT EXISTS (SELECT 1 FROM {copies} WHERE state <> 'ended')`)); err != nil {
+		return wrap("look for copies", err)
+	}
+	if !copying {
+		return nil
+	}
 	if err := s.lookAgainAt(ctx, tx, endings); err != nil {
 		return err
 	}
 	return s.join(ctx, tx, endings)
+}
+
+// unsure tells whether an event died without a word of its handler on what it
+// may have written: it lapsed, panicked, or its end could not be recorded.
+func unsure(st *outbox.Settlement) bool {
+	return st.Kind == outbox.Die && len(st.Effects.Possible) == 0 &&
+		st.Failure != nil && st.Failure.Class == failure.Transient
 }
 
 // recordOne writes what an event of a whole environment did, and blocks an

@@ -92,6 +92,30 @@ func TestSettingsAreCopiedNeverOverExistingOnesAndThenIndependent(t *testing.T) 
 	})
 }
 
+func TestPrefixMayBeTheBucketsRootOrManyCharacters(t *testing.T) {
+	t.Parallel()
+	for _, prefix := range []string{"", "a/b", "メディア/写真"} {
+		t.Run(prefix, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, func(t *testing.T, db *database.DB) {
+				s := &scene{Stage: stage.New(t, db), t: t}
+				s.prod = s.Customer(service, store, prefix)
+				dev := s.prod.In("dev")
+				s.prod.Publish(s.Upload("m1", "が.txt", "one"), s.Upload("m2", "か\u3099.txt", "two"))
+				dev.Publish(created("dev", ""))
+				s.Work()
+				all, above := s.prod.KeyPrefix(), dev.KeyPrefix()
+				s.holds(map[string]string{all + "が.txt": "one", all + "か\u3099.txt": "two",
+					above + "が.txt": "one", above + "か\u3099.txt": "two"})
+				dev.Publish(deleted())
+				s.Work()
+				s.holds(map[string]string{all + "が.txt": "one", all + "か\u3099.txt": "two"})
+				s.nothingRefused()
+			})
+		})
+	}
+}
+
 func TestCreationWithoutSettingsAnywhereIsSkipped(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

@@ -103,10 +103,23 @@ func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor
 	}
 	var changed int64
 	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		var lanes []int64
+		if err := tx.SelectContext(ctx, &lanes, s.db.SQL(`
+			SELECT lane_id FROM {lanes} WHERE service_id = ? AND environment_id = ?`), serviceID, environmentID); err != nil {
+			return err
+		}
+		// The lane first: the end of a copy, and the assigning of a deletion,
+		// then come before this or see what it owes.
+		if err := s.lockLanes(ctx, tx, lanes...); err != nil {
+			return err
+		}
 		var copies []int64
 		if err := tx.SelectContext(ctx, &copies, s.db.SQL(`
 			SELECT max(c.sequence) FROM {copies} c JOIN {lanes} t ON t.lane_id = c.target_lane
-			WHERE t.service_id = ? AND t.environment_id = ? HAVING max(c.sequence) IS NOT NULL`),
+			WHERE t.service_id = ? AND t.environment_id = ? AND NOT EXISTS (SELECT 1 FROM {outbox} e
+				WHERE e.lane_id = t.lane_id AND e.media_id IS NULL AND e.type = 'EnvironmentDeleted'
+				AND e.sequence > c.sequence AND e.state IN ('available', 'running', 'retryable'))
+			HAVING max(c.sequence) IS NOT NULL`),
 			serviceID, environmentID); err != nil || len(copies) == 0 {
 			return err
 		}

@@ -218,11 +218,6 @@ func hanging(rule awslocal.Rule) awslocal.Rule {
 	return rule
 }
 
-func failing(rule awslocal.Rule, times int) awslocal.Rule {
-	rule.Status, rule.Code, rule.Times = http.StatusInternalServerError, "InternalError", times
-	return rule
-}
-
 func throttled(rule awslocal.Rule, times int) awslocal.Rule {
 	rule.Status, rule.Code, rule.Times = http.StatusServiceUnavailable, "SlowDown", times
 	return rule
@@ -230,8 +225,6 @@ func throttled(rule awslocal.Rule, times int) awslocal.Rule {
 
 // slowRetries keeps a retry from coming within a test.
 func (s *scene) slowRetries() { s.Config.RetryBase, s.Config.RetryAttempts = time.Hour, 25 }
-
-func (s *scene) quickRetries() { s.Config.RetryBase = time.Millisecond }
 
 // conflicting makes calls fail for a while, in a way that the SDK doesn't
 // retry by itself.

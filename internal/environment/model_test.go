@@ -13,6 +13,7 @@ import (
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/stage"
 )
@@ -57,22 +58,37 @@ func (m model) freeNames(environment string) []string {
 
 func TestHistoriesEndAsIfOneEventRanAfterTheOther(t *testing.T) {
 	t.Parallel()
-	rapid.Check(t, func(check *rapid.T) {
-		it := &iteration{TB: t, check: check}
-		defer it.end()
-		h := &history{scene: newScene(it, dbtest.SQLite(it)), check: check, model: model{"": {}}}
-		h.Config.RetryAttempts = 25
-		h.Config.RetryBase = 2 * time.Millisecond
-		h.Start()
-		if e, ok := h.upload(h.prod, h.model[""]); ok {
-			h.publish(e)
-		}
-		for round := range rapid.IntRange(1, 4).Draw(check, "rounds") {
-			h.round(round)
-		}
-		h.settle()
-		h.verify()
-	})
+	for _, c := range []struct {
+		name    string
+		open    func(testing.TB) *database.DB
+		workers int
+	}{
+		{"sqlite", dbtest.SQLite, 1},
+		{"postgresql", dbtest.PostgreSQL, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			rapid.Check(t, func(check *rapid.T) {
+				it := &iteration{TB: t, check: check}
+				defer it.end()
+				h := &history{scene: newScene(it, c.open(it)), check: check, model: model{"": {}}}
+				h.Config.RetryAttempts = 25
+				h.Config.RetryBase = 2 * time.Millisecond
+				for n := range c.workers {
+					h.Config.Name = fmt.Sprint("worker ", n)
+					h.Start()
+				}
+				if e, ok := h.upload(h.prod, h.model[""]); ok {
+					h.publish(e)
+				}
+				for round := range rapid.IntRange(1, 4).Draw(check, "rounds") {
+					h.round(round)
+				}
+				h.settle()
+				h.verify()
+			})
+		})
+	}
 }
 
 type history struct {
@@ -209,9 +225,9 @@ func (h *history) settle() {
 // told is the history as it went.
 func (h *history) told() string {
 	var lines []string
-	if err := h.DB.Select(&lines, `SELECT sequence || ' ' || environment_id || ' ' || type || ' ' || data || ' ' || state || ' ' ||
-		coalesce(outcome, error) || ' began ' || coalesce(started_at, 0) || ' ended ' || finished_at || ' ' ||
-		coalesce((SELECT group_concat(a.error) FROM attempts a WHERE a.sequence = outbox.sequence), '') FROM outbox ORDER BY sequence`); err != nil {
+	if err := h.DB.Select(&lines, h.DB.SQL(`SELECT sequence || ' ' || environment_id || ' ' || type || ' ' || CAST(data AS text) || ' ' ||
+		state || ' ' || coalesce(outcome, error) || ' began ' || coalesce(started_at, 0) || ' ended ' || finished_at || ' ' ||
+		coalesce((SELECT max(a.error) FROM {attempts} a WHERE a.sequence = o.sequence), '') FROM {outbox} o ORDER BY sequence`)); err != nil {
 		return err.Error()
 	}
 	return strings.Join(lines, "\n")
@@ -220,7 +236,7 @@ func (h *history) told() string {
 // verify compares bucket, metadata and ledger with the model.
 func (h *history) verify() {
 	var bad []stage.Event
-	if err := h.DB.Select(&bad, `SELECT sequence, type, state, outcome, error_code, error FROM outbox WHERE state <> 'completed'`); err != nil {
+	if err := h.DB.Select(&bad, h.DB.SQL(`SELECT sequence, type, state, outcome, error_code, error FROM {outbox} WHERE state <> 'completed'`)); err != nil {
 		h.check.Fatal(err)
 	}
 	if len(bad) > 0 {
@@ -245,8 +261,8 @@ func (h *history) verify() {
 		stamps[o.Key] = o.Metadata["microcms-service"] + " " + o.Metadata["microcms-version"]
 	}
 	recorded := map[string]string{}
-	rows, err := h.DB.Query(`SELECT l.environment_id || ' ' || m.media_id, m.object_key || ' ' || m.version || ' ' || m.size
-		FROM media_objects m JOIN lanes l ON l.lane_id = m.lane_id WHERE m.object_key IS NOT NULL`)
+	rows, err := h.DB.Query(h.DB.SQL(`SELECT l.environment_id || ' ' || m.media_id, m.object_key || ' ' || m.version || ' ' || m.size
+		FROM {media_objects} m JOIN {lanes} l ON l.lane_id = m.lane_id WHERE m.object_key IS NOT NULL`))
 	if err != nil {
 		h.check.Fatal(err)
 	}

@@ -22,7 +22,7 @@ func (s *Store) Run(ctx context.Context, poll time.Duration, logger *slog.Logger
 	defer stop()
 	r := &runner{
 		store: s, logger: logger, free: copiesAtOnce * s.options.Concurrency,
-		lanes: make(map[int64]*lane), finished: make(chan finished),
+		lanes: make(map[int64]*lane), finished: make(chan finished, copiesAtOnce*s.options.Concurrency),
 	}
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
@@ -37,6 +37,7 @@ func (s *Store) Run(ctx context.Context, poll time.Duration, logger *slog.Logger
 		case f := <-r.finished:
 			r.finish(f)
 		}
+		r.finishAll()
 	}
 	r.drain(stop)
 }
@@ -140,6 +141,18 @@ func (r *runner) finish(f finished) {
 	if failed.Class != failure.Interrupted {
 		r.logger.Warn("a media could not be copied to its environment", "lane_id", f.target,
 			"error_class", failed.Class, "error_code", failed.Code, "error", failed)
+	}
+}
+
+// finishAll takes what else has finished, so that one round is enough for it.
+func (r *runner) finishAll() {
+	for {
+		select {
+		case f := <-r.finished:
+			r.finish(f)
+		default:
+			return
+		}
 	}
 }
 

@@ -356,21 +356,28 @@ func (w *world) dump() string {
 			leased_until, lapse_count, gate_sequence FROM {lanes} ORDER BY lane_id LIMIT 30`,
 		`SELECT * FROM {holds} ORDER BY sequence, resource LIMIT 60`,
 	} {
-		rows, err := w.db.QueryxContext(context.WithoutCancel(w.t.Context()), w.db.SQL(table))
-		if err != nil {
+		if err := w.print(&text, table); err != nil {
 			return err.Error()
 		}
-		for rows.Next() {
-			row := make(map[string]any)
-			if err := rows.MapScan(row); err != nil {
-				return err.Error()
-			}
-			fmt.Fprintln(&text, row)
-		}
-		_ = rows.Close()
-		fmt.Fprintln(&text)
 	}
 	return text.String()
+}
+
+func (w *world) print(text *strings.Builder, query string) error {
+	rows, err := w.db.QueryxContext(context.WithoutCancel(w.t.Context()), w.db.SQL(query)) //nolint:sqlclosecheck // it is closed below
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		row := make(map[string]any)
+		if err := rows.MapScan(row); err != nil {
+			return err
+		}
+		fmt.Fprintln(text, row)
+	}
+	fmt.Fprintln(text)
+	return rows.Err()
 }
 
 // await polls until the condition holds.
