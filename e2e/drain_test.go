@@ -157,7 +157,7 @@ func TestSIGTERMCutsOffWhatOutlastsTheGracePeriod(t *testing.T) {
 func TestAnotherWorkerTakesOverAfterSIGKILL(t *testing.T) {
 	t.Parallel()
 	onEachDatabase(t, func(t *testing.T, database string) {
-		l := newLoad(t, database, "OWNBUCKET_LEASE_DURATION=2s", "OWNBUCKET_RETRY_ATTEMPTS=1")
+		l := newLoad(t, database, "OWNBUCKET_LEASE_DURATION=10s", "OWNBUCKET_RETRY_ATTEMPTS=1")
 		var unheard []*awslocal.Injection
 		const each = 3
 		for _, api := range []string{"s3:PutObject", "s3:CopyObject", "s3:DeleteObject"} {

@@ -59,7 +59,7 @@ func New(t testing.TB, db *database.DB) *Stage {
 	s := &Stage{T: t, DB: db, AWS: server, Settings: integration.New(db), Root: t.TempDir()}
 	s.versions.Store(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixMicro())
 	s.Config = worker.Config{
-		DB: db, Name: "test", LeaseDuration: 5 * time.Second, Poll: 5 * time.Millisecond, Grace: 5 * time.Second,
+		DB: db, Name: "test", LeaseDuration: 10 * time.Second, Poll: 5 * time.Millisecond, Grace: 5 * time.Second,
 		RetryBase: time.Millisecond, RetryAttempts: 4, FileRoot: s.Root, SpoolDir: t.TempDir(),
 		AWS:    AWSConfig(server, ours),
 		Logger: Logger(t),
