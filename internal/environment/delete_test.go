@@ -84,13 +84,15 @@ func TestDeletionGoesOnUntilTheDirectoryIsEmpty(t *testing.T) {
 		dev.Publish(created("dev", ""))
 		s.Work()
 		// Somebody uploads while we delete, and S3 fails in the middle.
-		put := awslocal.Rule{API: "s3:DeleteObjects", Times: 1, AfterEffect: true, Status: 409, Code: "OperationAborted"}
-		s.AWS.Inject(put)
 		s.AWS.Inject(awslocal.Rule{API: "s3:DeleteObjects", Times: 1, Before: s.stranger(directory("dev") + "late.txt")})
+		failed := s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2", Skip: 1}, 1))
 		id := dev.Publish(deleted())
 		s.Start()
 		s.Await("the deletion", func() bool { return s.Event(id).String() == "completed done" })
 		s.holds(map[string]string{"media/a.txt": "one"})
+		if failed.Hits() != 1 {
+			t.Error("the directory wasn't listed again")
+		}
 		s.nothingRefused()
 	})
 }

@@ -1,6 +1,7 @@
 package environment_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -290,29 +291,37 @@ func TestLostCopyIsTakenUpAlthoughItsSourceIsGone(t *testing.T) {
 	})
 }
 
-func TestItemOfADeadWorkerIsTakenOverAndFenced(t *testing.T) {
+func TestItemThatAnotherWorkerTookOverIsItsToRecord(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, dbtest.PostgreSQL(t))
-	s.prod.Publish(s.Upload("m1", "a.txt", "one"))
-	s.Work()
-	// The first worker's copy has its effect, and its answer comes too late.
-	hang := s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Times: 1, AfterEffect: true, Hang: true})
-	first := s.Start()
-	s.prod.In("dev").Publish(created("dev", ""))
-	s.Await("the first worker's copy", func() bool { return hang.Hits() == 1 })
-	s.Config.Name = "second"
-	second := s.Start()
-	s.exec(`UPDATE {copy_items} SET leased_until = 0, lease_token = lease_token + 1`)
-	s.Await("the second worker", func() bool { return s.state("dev") == "complete" })
-	hang.Remove()
-	first()
-	second()
-	s.copied("dev", "complete", 1, nil)
-	s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "a.txt": "one"})
-	if n := s.effects("s3:CopyObject", directory("dev")+"a.txt"); n != 0 {
-		t.Errorf("it was copied %d times again", n)
-	}
-	s.nothingRefused()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		// As if the worker had slept for so long that another has the item.
+		s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Times: 1, Before: func(context.Context, awslocal.Call) {
+			if _, err := db.Exec(db.SQL(`UPDATE {copy_items} SET lease_token = lease_token + 1, leased_until = {now} + 3600000000`)); err != nil {
+				t.Error(err)
+			}
+		}})
+		stop := s.Start()
+		s.prod.In("dev").Publish(created("dev", ""))
+		s.Await("the copy", func() bool { return s.effects("s3:CopyObject", directory("dev")+"a.txt") == 1 })
+		stop()
+		s.copied("dev", "running", 0, nil)
+		if row := s.prod.In("dev").Ledger("m1"); row != nil {
+			t.Errorf("who lost the item recorded %+v", row)
+		}
+
+		// The other one dies, and a third takes up what is there.
+		s.exec(`UPDATE {copy_items} SET leased_until = 0`)
+		s.Work()
+		s.copied("dev", "complete", 1, nil)
+		s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "a.txt": "one"})
+		if n := s.effects("s3:CopyObject", directory("dev")+"a.txt"); n != 1 {
+			t.Errorf("it was copied %d times", n)
+		}
+		s.nothingRefused()
+	})
 }
 
 func TestSeveralWorkersShareACopy(t *testing.T) {

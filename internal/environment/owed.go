@@ -57,13 +57,13 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 		for i := range items {
 			o := &items[i]
 			switch {
-			case o.State == waiting:
-				err = s.passWaiting(ctx, d.Event, o)
 			case o.SourceLane == d.Event.LaneID:
 				again, err = true, s.copyFromHere(ctx, o)
-			case !o.Overtaken && (o.CopyState == active || o.CreationDue):
+			case o.CopyState != active && !o.CreationDue: // copied only if its creation is replayed
+			case o.State == waiting:
+				err = s.passWaiting(ctx, d.Event, o)
+			case !o.Overtaken: // else it will find that it is late
 				again, err = true, s.copyToHere(ctx, o)
-			default: // it will find that it is late, or is copied only if its creation is replayed
 			}
 			if err != nil {
 				return err
@@ -85,16 +85,17 @@ func (s *Store) owing(ctx context.Context, e *outbox.Event, names []string) ([]o
 	if err != nil {
 		return nil, err
 	}
-	const from = `SELECT ` + owingColumns + ` FROM {copy_items} WHERE `
+	const from = `SELECT copy_sequence, media_id FROM {copy_items} WHERE `
 	const earlier = ` AND copy_sequence < ?`
 	const byName = ` AND file_name IN (SELECT name FROM {rows v(name text)})`
 	var items []owing
 	err = s.db.SelectContext(ctx, &items, s.db.SQL(
-		from+`state = 'owed' AND source_lane = ? AND media_id = ? UNION `+
+		`SELECT `+owingColumns+` FROM {copy_items} WHERE (copy_sequence, media_id) IN (`+
+			from+`state = 'owed' AND source_lane = ? AND media_id = ? UNION `+
 			from+`state = 'owed' AND target_lane = ? AND media_id = ?`+earlier+` UNION `+
 			from+`state = 'waiting' AND target_lane = ? AND media_id = ?`+earlier+` UNION `+
 			from+`state = 'owed' AND source_lane = ?`+byName+earlier+` UNION `+
-			from+`state = 'owed' AND target_lane = ?`+byName+earlier+` ORDER BY 1`),
+			from+`state = 'owed' AND target_lane = ?`+byName+earlier+`) ORDER BY copy_sequence, media_id`),
 		e.LaneID, e.Media(), e.LaneID, e.Media(), e.Sequence, e.LaneID, e.Media(), e.Sequence,
 		e.LaneID, encoded, e.Sequence, e.LaneID, encoded, e.Sequence)
 	return items, wrap("look for copies that come first", err)

@@ -1,7 +1,6 @@
 package environment_test
 
 import (
-	"context"
 	"testing"
 
 	"github.com/ownbucket/ownbucket/internal/awslocal"
@@ -202,33 +201,74 @@ func TestEventThatBeganBeforeTheSnapshotBelongsToIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		ids := s.publishIn(late, at{s.prod.In("dev"), created("dev", "")})
-		began, goOn := make(chan struct{}), make(chan struct{})
-		s.AWS.Inject(awslocal.Rule{API: "s3:PutObject", Key: "media/a.txt", Times: 1, AfterEffect: true,
-			Before: func(ctx context.Context, _ awslocal.Call) {
-				close(began)
-				select {
-				case <-goOn:
-				case <-ctx.Done():
-				}
-			}})
+		// The upload has replaced the object, and its answer is lost.
+		hang := s.AWS.Inject(awslocal.Rule{API: "s3:PutObject", Key: "media/a.txt", Times: 1, AfterEffect: true, Hang: true})
 		s.Start()
 		ids = append(ids, s.prod.Publish(s.Upload("m1", "a.txt", "new")))
-		<-began
+		s.Await("the upload", func() bool { return hang.Hits() == 1 })
 		if err := late.Commit(); err != nil {
 			t.Fatal(err)
 		}
-		s.Await("the snapshot and the other media", func() bool { return s.Event(ids[0]).State == "completed" && s.shown("dev").Done >= 1 })
-		close(goOn)
-		s.Await("the copy", func() bool { return s.state("dev") == "complete" && s.Event(ids[1]).State == "completed" })
+		s.Await("an attempt to copy what the ledger still has", func() bool {
+			var tried bool
+			s.get(&tried, `SELECT EXISTS (SELECT 1 FROM {copy_items} WHERE media_id = 'm1' AND lease_token > 0 AND leased_until IS NULL)`)
+			return tried
+		})
+		hang.Remove()
+		s.Await("the copy", func() bool { return s.state("dev") != "running" && s.Event(ids[1]).State == "completed" })
 		s.ends(ids, "completed done", "completed done")
-		got := s.prod.Contents()
-		if got["media/a.txt"] != "new" || got[directory("dev")+"b.txt"] != "two" {
-			t.Error(got)
+		s.copied("dev", "complete", 2, nil)
+		s.holds(map[string]string{"media/a.txt": "new", "media/b.txt": "two", directory("dev") + "a.txt": "new", directory("dev") + "b.txt": "two"})
+		s.nothingRefused()
+	})
+}
+
+func TestDeadCreationHoldsNothingBackAndIsReplayed(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+		s.Work()
+		// Another integration stands where the environment's directory would be.
+		s.own(s.prod.In("beside"), directory("dev")+"sub")
+		ids := s.publish(at{dev, created("dev", "")}, at{s.prod, s.Rename("m1", "a.txt", "z.txt")}, at{dev, s.Rename("m2", "b.txt", "y.txt")})
+		s.Work()
+		s.ends(ids, "dead directory_taken", "completed done", "dead no_integration")
+
+		if err := s.Settings.Delete(t.Context(), service, "beside", "test", "mended"); err != nil {
+			t.Fatal(err)
 		}
-		// Whichever of the two it is, the item didn't fail.
-		if content := got[directory("dev")+"a.txt"]; content != "old" && content != "new" {
-			t.Errorf("the copy has %q", content)
-		}
+		s.retry(ids[0])
+		s.retry(ids[2])
+		s.Work()
+		s.ends(ids, "completed done", "completed done", "completed done")
+		s.holds(map[string]string{"media/z.txt": "one", "media/b.txt": "two", directory("dev") + "y.txt": "two"})
+		s.copied("dev", "incomplete", 1, map[string]string{"m1": "source_changed"})
+		s.nothingRefused()
+	})
+}
+
+func TestUploadThatWentPastItsCopyEndsFirst(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.slowRetries()
+		dev := s.prod.In("dev")
+		s.pause(s.prod)
+		s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:PutObject", Key: directory("dev") + "*"}, 1))
+		ids := s.publish(at{s.prod, s.Upload("m1", "a.txt", "one")}, at{dev, created("dev", "")}, at{dev, s.Upload("m1", "a.txt", "one of dev")})
+		s.Work()
+		s.ends(ids, "available", "completed done", "retryable conflict")
+		s.resume(s.prod)
+		s.Work()
+		s.holds(map[string]string{"media/a.txt": "one"})
+		s.copied("dev", "running", 0, nil)
+		s.retry(ids[2])
+		s.Work()
+		s.ends(ids, "completed done", "completed done", "completed done")
+		s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "a.txt": "one of dev"})
+		s.copied("dev", "complete", 1, nil)
 		s.nothingRefused()
 	})
 }

@@ -239,6 +239,26 @@ func TestMediaThatFailedOnTheWayDoesNotReachTheNextEnvironment(t *testing.T) {
 	})
 }
 
+func TestMediaThatFailedOnTheWayIsNotCopiedAsItWasBefore(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev, stg := s.prod.In("dev"), s.prod.In("stg")
+		s.prod.Publish(s.Upload("m1", "a.txt", "old"), s.Upload("m2", "b.txt", "two"))
+		dev.Publish(created("dev", ""))
+		s.Work()
+		s.prod.Publish(s.Upload("m1", "a.txt", "new"))
+		s.Work()
+		s.putStranger("media/a.txt")
+		s.publish(at{dev, created("dev", "")}, at{stg, created("stg", "dev")})
+		s.Work()
+		s.copied("dev", "incomplete", 1, map[string]string{"m1": "source_changed"})
+		s.holds(map[string]string{"media/a.txt": "a stranger's", "media/b.txt": "two",
+			directory("dev") + "a.txt": "old", directory("dev") + "b.txt": "two", directory("stg") + "b.txt": "two"})
+		s.nothingRefused()
+	})
+}
+
 func TestDiscardedCreationLiftsItsBarrierAndCopiesNothing(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
