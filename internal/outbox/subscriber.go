@@ -266,8 +266,12 @@ func (s *Subscriber) deliver(l *lane, e *entry, d *Delivery) {
 		s.config.Logger.Error("event was not handled", "event_id", e.event.EventID, "error", err)
 	}
 	if d.verdict == nil {
+		cause := context.Cause(l.ctx)
+		if cause == nil {
+			cause = errors.New("its handler came to no verdict")
+		}
 		d.verdict = &Verdict{Kind: Yield, Failure: failure.New(failure.Interrupted, failure.Canceled,
-			"the attempt was interrupted: %w", errors.Join(context.Cause(l.ctx)))}
+			"the attempt was interrupted: %w", cause)}
 	}
 	s.results <- &result{lane: l, entry: e, settled: Settlement{
 		Event: e.event, Token: l.Token, Worker: s.config.Worker,
