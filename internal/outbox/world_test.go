@@ -388,7 +388,7 @@ func (w *world) await(what string, holds func() bool) {
 
 func await(t testing.TB, what string, holds func() bool, dump func() string) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(3 * time.Minute)
 	for !holds() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited too long for: %s\n%s", what, dump())

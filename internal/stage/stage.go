@@ -244,7 +244,7 @@ func (s *Stage) Work() {
 	if err != nil {
 		s.T.Fatal(err)
 	}
-	if err := w.RunUntilIdle(s.T.Context(), time.Minute); err != nil {
+	if err := w.RunUntilIdle(s.T.Context(), 3*time.Minute); err != nil {
 		s.T.Fatalf("work until idle: %v\n%s", err, s.Dump())
 	}
 }
@@ -272,7 +272,7 @@ func (s *Stage) Start() (stop func()) {
 // Await polls until the condition holds.
 func (s *Stage) Await(what string, holds func() bool) {
 	s.T.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(3 * time.Minute)
 	for !holds() {
 		if time.Now().After(deadline) {
 			s.T.Fatalf("waited too long for: %s\n%s", what, s.Dump())
