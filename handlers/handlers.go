@@ -54,6 +54,10 @@ type Result struct {
 // MediaResource is how events of a media order each other in the outbox.
 func MediaResource(mediaID string) string { return "m:" + mediaID }
 
+// lookAgain is after how long an event runs again whose key has just become
+// free.
+const lookAgain = 10 * time.Millisecond
+
 // conflictRounds is how often a write that met something unexpected is
 // decided anew, before it counts as contended.
 const conflictRounds = 4
@@ -138,6 +142,14 @@ func (j *job) claimKey(ctx context.Context) error {
 	}
 	if waits {
 		return &outbox.Wait{For: time.Second, Reason: "an earlier event of another environment may free the key"}
+	}
+	// The holder's last event may have ended since the ledger was read.
+	now, err := j.Ledger.Holder(ctx, j.settings.Bucket, j.key)
+	if err != nil {
+		return err
+	}
+	if now == nil || now.LaneID != holder.LaneID || now.MediaID != holder.MediaID {
+		return &outbox.Wait{For: lookAgain, Reason: "the key was given up just now"}
 	}
 	return failure.New(failure.Permanent, failure.KeyTaken,
 		"media %q of service %s can't have key %q in bucket %s: media %q holds it; rename one of them",

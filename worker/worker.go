@@ -189,7 +189,7 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, release()) }()
-		if err := w.outbox.VoidLeases(ctx); err != nil {
+		if err := w.outbox.VoidLeases(ctx); err != nil && ctx.Err() == nil {
 			return err
 		}
 	}

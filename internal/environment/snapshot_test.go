@@ -56,6 +56,34 @@ func TestCopyHasTheMediaAsOfItsEvent(t *testing.T) {
 	})
 }
 
+func TestSourceEventsBeginAfterTheSnapshotHoweverLongThatTakes(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, dbtest.PostgreSQL(t))
+	s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+	s.Work()
+	for _, statement := range []string{
+		`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'`,
+		`CREATE TRIGGER slow BEFORE UPDATE ON {copies} FOR EACH ROW WHEN (OLD.state = 'pending') EXECUTE FUNCTION slow()`,
+	} {
+		s.exec(statement)
+	}
+	// A worker is at work in the source already.
+	hang := s.AWS.Inject(hanging(awslocal.Rule{API: "s3:PutObject"}))
+	s.Start()
+	s.prod.Publish(s.Upload("m3", "c.txt", "three"))
+	s.Await("the upload", func() bool { return hang.Hits() == 1 })
+	ids := s.publish(at{s.prod.In("dev"), created("dev", "")},
+		at{s.prod, s.Rename("m1", "a.txt", "z.txt")}, at{s.prod, s.Delete("m2", "b.txt")})
+	s.Await("the source's events", func() bool {
+		return s.Event(ids[1]).String() == "completed done" && s.Event(ids[2]).String() == "completed done"
+	})
+	hang.Remove()
+	s.Await("the copy", func() bool { return s.state("dev") == "complete" })
+	s.holds(map[string]string{"media/z.txt": "one", "media/c.txt": "three",
+		directory("dev") + "a.txt": "one", directory("dev") + "b.txt": "two", directory("dev") + "c.txt": "three"})
+	s.nothingRefused()
+}
+
 func TestSourceGoesOnWhileTheCopyRuns(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
