@@ -240,7 +240,7 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, assignments []*assignmen
 			finished_at = CASE WHEN v.state = 'dead' THEN {now} END
 		FROM {rows v(sequence bigint, lane_id bigint, media_id text, version bigint, resources text,
 			state text, error_class text, error_code text, error text, requeued boolean)}
-		WHERE e.sequence = v.sequence`, assignments); err != nil {
+		WHERE e.sequence = v.sequence AND e.lane_id IS NULL`, assignments); err != nil {
 		return err
 	}
 	if err := s.openCopies(ctx, tx, assignments, known, done); err != nil {

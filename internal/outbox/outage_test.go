@@ -112,6 +112,9 @@ func (h *stagehands) handler(worker int, dead context.Context, attempted func(n 
 			<-ctx.Done()
 			return nil
 		}
+		if d.Event.Sequence < d.DeletedSequence { // read before the deletion ended it
+			return &outbox.Verdict{Kind: outbox.Complete, Outcome: outbox.Superseded}
+		}
 		verdict, n := h.begin(worker, d.Event)
 		attempted(n)
 		// Others get their turn while this one is under way.

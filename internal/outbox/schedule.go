@@ -197,7 +197,7 @@ func (s *schedule) finish(sequence int64, parked bool) {
 // what comes after it.
 func (s *schedule) putBack(sequence int64) {
 	if e := s.stop(sequence); e != nil {
-		e.stale, e.slow, e.settling = true, false, false
+		e.stale = true
 		s.insert(e)
 	}
 }

@@ -1,17 +1,14 @@
 package outbox_test
 
 import (
-	"context"
 	"slices"
 	"strconv"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ownbucket/ownbucket/events"
-	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
@@ -136,6 +133,34 @@ func TestSlowLanesTogetherHoldAtMostHalfOfTheSlots(t *testing.T) {
 			w.exec(`UPDATE {outbox} SET next_attempt_at = 1 WHERE next_attempt_at IS NOT NULL`)
 			return w.finished() == lanes*10+len(healthy)
 		})
+	})
+}
+
+// Whatever ends an attempt in a slow lane gives its slot back.
+func TestASlowLaneGivesItsSlotsBack(t *testing.T) {
+	each(t, func(w *world) {
+		for name, verdict := range map[string]outbox.Verdict{
+			"interrupted":     verdictOf(failure.Interrupted, failure.Canceled, outbox.Yield, 0),
+			"deferred behind": {Kind: outbox.Defer, Behind: []string{"m:nobody"}},
+			"retried":         retryIn(0),
+			"slow again":      verdictOf(failure.Transient, failure.Timeout, outbox.Retry, 0),
+		} {
+			event := w.publish(name, touch("a"))[0]
+			h := newHands()
+			worker := start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency = 2 }), h.handle)
+			w.await("it runs", func() bool { return h.runs(event) })
+			h.end(event, verdictOf(failure.Transient, failure.Timeout, outbox.Retry, 0))
+			for range 4 {
+				w.await("it runs again", func() bool { return h.runs(event) })
+				h.end(event, verdict)
+			}
+			w.await("it runs at last", func() bool { return h.runs(event) })
+			h.end(event, done)
+			w.await("it ends", func() bool { return w.state(event) == "completed done" })
+			if err := worker.stop(); err != nil {
+				w.t.Error(err)
+			}
+		}
 	})
 }
 
@@ -265,281 +290,4 @@ func TestALaneWithALongEventGoesOnWhileOthersWait(t *testing.T) {
 				WHERE l.service_id = 's' AND e.state = 'completed'`) == len(mine)
 		})
 	})
-}
-
-func TestAPausedLaneStopsAndIsGivenBack(t *testing.T) {
-	each(t, func(w *world) {
-		w.publishMany("s", 20)
-		h := newHands()
-		start(w.t, w.store, configured("w"), h.handle)
-		w.await("two run", func() bool { return len(h.running()) == 2 })
-		w.exec(`UPDATE {lanes} SET held = true`)
-		w.settles(h)
-		started := h.startedCount()
-		for _, sequence := range h.running() {
-			h.end(sequence, done)
-		}
-		w.await("the lane is given back", func() bool {
-			return one[int](w, `SELECT count(*) FROM {lanes} WHERE leased_by IS NULL`) == 1
-		})
-		if n := h.startedCount(); n != started {
-			w.t.Errorf("%d events began in a paused lane", n-started)
-		}
-		w.exec(`UPDATE {lanes} SET held = false, wake = wake + 1, ready_at = coalesce(ready_at, 1)`)
-		w.ends("all end", h, done, func() bool { return w.finished() == 20 })
-	})
-}
-
-// An event that was put back keeps its place before those that come after it.
-func TestAnEventThatYieldsIsNotOvertaken(t *testing.T) {
-	each(t, func(w *world) {
-		for name, verdict := range map[string]outbox.Verdict{
-			"interrupted":                   verdictOf(failure.Interrupted, failure.Canceled, outbox.Yield, 0),
-			"deferred behind another media": {Kind: outbox.Defer, Behind: []string{"m:nobody"}},
-			"retried at once":               retryIn(0),
-			"deferred":                      {Kind: outbox.Defer},
-		} {
-			h := newHands()
-			worker := start(w.t, w.store, configured("w"), h.handle)
-			var list []int64
-			for range 6 {
-				list = append(list, w.publish(name, touch("a"))...)
-			}
-			before := len(w.effects())
-			for _, sequence := range list {
-				for range 2 {
-					w.await("the first runs", func() bool { return h.runs(sequence) })
-					h.end(sequence, verdict)
-				}
-				w.await("the first runs again", func() bool { return h.runs(sequence) })
-				h.end(sequence, done)
-			}
-			w.await("all end", func() bool { return len(w.effects()) == before+len(list) })
-			if diff := cmp.Diff(list, w.effects()[before:]); diff != "" {
-				w.t.Errorf("%s: %s", name, diff)
-			}
-			if err := worker.stop(); err != nil {
-				w.t.Error(err)
-			}
-		}
-	})
-}
-
-func TestAnAcknowledgementWithoutAVerdictIsAnInterruption(t *testing.T) {
-	each(t, func(w *world) {
-		event := w.publish("s", touch("a"))[0]
-		attempts := make(chan int, 100)
-		start(w.t, w.store, configured("w"), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
-			attempts <- d.Event.RecordedCount
-			if d.Event.RecordedCount == 0 {
-				return nil
-			}
-			if !d.MayHaveRun {
-				w.t.Error("the second attempt doesn't know of the first")
-			}
-			return &done
-		})
-		w.await("it completes", func() bool { return w.state(event) == "completed done" })
-		if first, second := <-attempts, <-attempts; first != 0 || second != 1 || len(attempts) > 0 {
-			w.t.Errorf("attempts %d, %d and %d more", first, second, len(attempts))
-		}
-		if n := one[int](w, `SELECT attempt_count FROM {outbox}`); n != 1 {
-			w.t.Errorf("%d attempts count", n)
-		}
-	})
-}
-
-func TestDrainingLetsRunningEventsFinishAndGivesLeasesBack(t *testing.T) {
-	each(t, func(w *world) {
-		list := w.publishMany("s", 20)
-		h := newHands()
-		worker := start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Grace = time.Minute }), h.handle)
-		w.await("two run", func() bool { return len(h.running()) == 2 })
-		worker.cancel()
-		w.settles(h)
-		if n := h.startedCount(); n != 2 {
-			w.t.Errorf("%d events began", n)
-		}
-		for _, sequence := range h.running() {
-			h.end(sequence, done)
-		}
-		if err := worker.stop(); err != nil {
-			w.t.Fatal(err)
-		}
-		if n := w.finished(); n != 2 {
-			w.t.Errorf("%d events finished", n)
-		}
-		lanes := w.claim("next")
-		if len(lanes) != 1 || lanes[0].LapseCount != 0 {
-			w.t.Fatalf("the next worker claims %v", lanes)
-		}
-		if diff := cmp.Diff(list[2:], sequences(w.readAfter(lanes[0].LaneID, lanes[0].ReadFrom))); diff != "" {
-			w.t.Error(diff)
-		}
-	})
-}
-
-func TestWhatTheGracePeriodCutsOffLosesNoAttempt(t *testing.T) {
-	each(t, func(w *world) {
-		event := w.publish("s", touch("a"))[0]
-		h := newHands()
-		worker := start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Grace = time.Millisecond }), h.handle)
-		w.await("it runs", func() bool { return h.runs(event) })
-		w.await("the lane was read to its end", func() bool { return w.status(1).Wake > 0 })
-		if err := worker.stop(); err != nil {
-			w.t.Fatal(err)
-		}
-		type row struct {
-			State    string `db:"state"`
-			Attempts int    `db:"attempt_count"`
-			Recorded int    `db:"recorded_count"`
-			Class    string `db:"error_class"`
-		}
-		var got row
-		if err := w.db.GetContext(w.t.Context(), &got, w.db.SQL(`SELECT state, attempt_count, recorded_count, error_class
-			FROM {outbox}`)); err != nil {
-			w.t.Fatal(err)
-		}
-		if diff := cmp.Diff(row{"available", 0, 1, "interrupted"}, got); diff != "" {
-			w.t.Error(diff)
-		}
-		// Nobody has to wait for a lease to lapse, nor for a wake-up.
-		start(w.t, w.store, configured("next"), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
-			if !d.MayHaveRun {
-				w.t.Error("the next attempt doesn't know of the interrupted one")
-			}
-			return &done
-		})
-		w.await("the next worker completes it", func() bool { return w.state(event) == "completed done" })
-	})
-}
-
-func TestAnEventThatLapsedTenTimesRunsAlone(t *testing.T) {
-	each(t, func(w *world) {
-		before := w.publishMany("a", 2)
-		poison := w.publish("b", touch("poison"))[0]
-		w.assign()
-		w.exec(`UPDATE {outbox} SET lapse_count = 10 WHERE sequence = ?`, poison)
-		h := newHands()
-		start(w.t, w.store, configured("w"), h.handle)
-		w.await("what runs already goes on", func() bool { return len(h.running()) > 0 })
-		w.ends("those before it end", h, done, func() bool { return h.runs(poison) && w.finished() == len(before) || w.finished() == 3 })
-		if w.finished() == 3 {
-			return // it ran first, and alone
-		}
-		w.publishMany("a", 5)
-		w.settles(h)
-		if !h.runs(poison) {
-			w.t.Errorf("%v run beside it", h.running())
-		}
-		h.end(poison, done)
-		w.ends("all end", h, done, func() bool { return w.finished() == 8 })
-		if h.most > 4 {
-			w.t.Errorf("%d ran at once", h.most)
-		}
-	})
-}
-
-// An event whose end can't be written is its own trouble.
-func TestARefusedSettlementFailsItsEventAlone(t *testing.T) {
-	each(t, func(w *world) {
-		var bad int64
-		store := outbox.New(w.db, &recorder{db: w.db, refuse: func(st *outbox.Settlement) error {
-			if st.Event.Sequence == bad && st.Kind == outbox.Complete {
-				return failure.New(failure.Transient, failure.Internal, "a unique key is taken")
-			}
-			return nil
-		}})
-		list := w.publishMany("s", 8)
-		others := w.publishMany("t", 8)
-		bad = list[3]
-		start(w.t, store, configured("w"), func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done })
-		w.await("all end", func() bool { return w.finished() == len(list)+len(others) })
-		if got := w.state(bad); got != "dead internal" {
-			w.t.Errorf("it is %s", got)
-		}
-		if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE state = 'completed'`); n != 15 {
-			w.t.Errorf("%d others completed", n)
-		}
-	})
-}
-
-// Where not even its failure can be written, its lane alone is left to lapse,
-// and nothing of it is forgotten.
-func TestWhatCanNotBeSettledAtAllCostsItsLaneAlone(t *testing.T) {
-	each(t, func(w *world) {
-		var refusing = make(chan struct{})
-		var bad int64
-		store := outbox.New(w.db, &recorder{db: w.db, refuse: func(st *outbox.Settlement) error {
-			select {
-			case <-refusing:
-				return nil
-			default:
-			}
-			if st.Event.Sequence == bad {
-				return failure.New(failure.Transient, failure.Internal, "no")
-			}
-			return nil
-		}})
-		list := w.publishMany("s", 4)
-		w.publishMany("t", 8)
-		bad = list[1]
-		start(w.t, store, configured("w", func(c *outbox.Config) { c.Lease = 2 * time.Second }),
-			func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done })
-		w.await("the others end", func() bool {
-			return one[int](w, `SELECT count(*) FROM {outbox} WHERE service_id = 't' AND state = 'completed'`) == 8
-		})
-		close(refusing)
-		w.await("all end", func() bool { return w.finished() == 12 })
-		if n := one[int](w, `SELECT lease_token FROM {lanes} WHERE service_id = 't'`); n > 3 {
-			w.t.Errorf("the other lane was leased %d times", n)
-		}
-	})
-}
-
-// What was given up is not renewed, even while one of its handlers is slow to
-// stop: it is taken over from where its events stand.
-func TestAGivenUpLaneLapses(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, dbtest.PostgreSQL(t))
-	list := w.publish("s", touch("slow to stop"), touch("b"))
-	stopped := make(chan struct{})
-	store := outbox.New(w.db, &recorder{db: w.db, refuse: func(st *outbox.Settlement) error {
-		if st.Token == 1 {
-			return failure.New(failure.Transient, failure.Internal, "no")
-		}
-		return nil
-	}})
-	var attempts atomic.Int64
-	start(t, store, configured("w", func(c *outbox.Config) { c.Lease = 2 * time.Second }),
-		func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
-			if attempts.Add(1) <= 2 && d.Event.Sequence == list[0] {
-				<-stopped
-			}
-			return &done
-		})
-	t.Cleanup(func() { close(stopped) }) // before the worker is stopped
-	w.await("both complete", func() bool { return w.finished() == 2 })
-}
-
-func TestASubscriberRefusesWhatItCanNotRunWith(t *testing.T) {
-	t.Parallel()
-	for name, change := range map[string]func(*outbox.Config){
-		"no name":             func(c *outbox.Config) { c.Worker = "" },
-		"no slots":            func(c *outbox.Config) { c.Concurrency = 0 },
-		"no slots for a lane": func(c *outbox.Config) { c.LaneConcurrency = 0 },
-		"too short a lease":   func(c *outbox.Config) { c.Lease = time.Millisecond },
-		"no poll":             func(c *outbox.Config) { c.Poll = 0 },
-	} {
-		if _, err := outbox.NewSubscriber(nil, configured("w", change)); err == nil {
-			t.Errorf("%s: accepted", name)
-		}
-	}
-	s, err := outbox.NewSubscriber(nil, configured("w"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Subscribe(t.Context(), "Nonsense"); err == nil {
-		t.Error("subscribed to a type that doesn't exist")
-	}
 }

@@ -63,7 +63,7 @@ func (r *recorder) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Se
 				return err
 			}
 		}
-		if st.Kind != outbox.Complete {
+		if st.Kind != outbox.Complete || st.Outcome == outbox.Superseded {
 			continue
 		}
 		if _, err := tx.ExecContext(ctx, r.db.SQL(`INSERT INTO {effects} (position, sequence, worker)

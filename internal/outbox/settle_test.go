@@ -1,0 +1,218 @@
+package outbox_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// An attempt is kept as it was, whatever follows.
+func TestEveryAttemptIsKept(t *testing.T) {
+	each(t, func(w *world) {
+		list := w.publish("s", touch("a"), touch("b"))
+		lane := w.claimOne("w")
+		refused := failure.New(failure.Transient, failure.Throttled, "slow down\x00\xff").WithRequestID("REQ1")
+		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Retry, Failure: refused, Delay: time.Hour})
+		w.promote()
+		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Yield, Failure: failure.New(failure.Interrupted, failure.Canceled, "shutdown")})
+		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour})
+		w.promote()
+		w.settle(lane, list[0], done)
+		w.settle(lane, list[1], done)
+
+		type attempt struct {
+			Number    int     `db:"number"`
+			Worker    string  `db:"worker"`
+			Class     *string `db:"error_class"`
+			Code      *string `db:"error_code"`
+			Error     *string `db:"error"`
+			RequestID *string `db:"aws_request_id"`
+		}
+		var got []attempt
+		if err := w.db.SelectContext(w.t.Context(), &got, w.db.SQL(`SELECT number, worker, error_class, error_code, error,
+			aws_request_id FROM {attempts} ORDER BY sequence, number`)); err != nil {
+			w.t.Fatal(err)
+		}
+		want := []attempt{
+			{1, "settler", ref("transient"), ref("throttled"), ref("slow down\uFFFD\uFFFD"), ref("REQ1")},
+			{2, "settler", ref("interrupted"), ref("canceled"), ref("shutdown"), nil},
+			{3, "settler", nil, nil, nil, nil},
+		}
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			w.t.Error(diff)
+		}
+		type counts struct {
+			State    string  `db:"state"`
+			Attempts int     `db:"attempt_count"`
+			Worker   *string `db:"worker"`
+		}
+		var events []counts
+		if err := w.db.SelectContext(w.t.Context(), &events, w.db.SQL(`
+			SELECT state, attempt_count, worker FROM {outbox} ORDER BY sequence`)); err != nil {
+			w.t.Fatal(err)
+		}
+		// A first attempt that succeeds stands in the event's own row.
+		if diff := cmp.Diff([]counts{{"completed", 2, nil}, {"completed", 1, ref("settler")}}, events); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+// The caller doesn't know whether a commit that failed took place.
+func TestSettlingTwiceIsSettlingOnce(t *testing.T) {
+	each(t, func(w *world) {
+		list := w.publish("s", touch("a"), touch("b"), touch("b"))
+		lane := w.claimOne("w")
+		batch := []*outbox.Settlement{
+			settlement(lane, w.event(lane.LaneID, list[0]), done),
+			settlement(lane, w.event(lane.LaneID, list[1]), retryIn(time.Hour)),
+		}
+		for range 2 {
+			if err := w.store.Settle(w.t.Context(), batch); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+		if n := one[int](w, `SELECT sum(attempt_count) FROM {outbox}`); n != 2 {
+			w.t.Errorf("%d attempts count", n)
+		}
+		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n != 1 {
+			w.t.Errorf("%d attempts are kept", n)
+		}
+		w.park(lane, nil, w.event(lane.LaneID, list[2]))
+		w.promote()
+		w.settle(lane, list[1], done)
+		if err := w.store.Settle(w.t.Context(), batch[1:]); err != nil {
+			w.t.Fatal(err)
+		}
+		w.settle(lane, list[2], done)
+		if n := one[int](w, `SELECT count(*) FROM {holds}`); n != 0 {
+			w.t.Errorf("holds of ended events are left:\n%s", w.dump())
+		}
+	})
+}
+
+// All that a transaction of settling does is undone together.
+func TestWhatTheRecorderRefusesIsNotSettled(t *testing.T) {
+	each(t, func(w *world) {
+		list := w.publish("s", touch("a"))
+		lane := w.claimOne("w")
+		refusal := errors.New("no")
+		store := outbox.New(w.db, &recorder{db: w.db, refuse: func(*outbox.Settlement) error { return refusal }})
+		err := store.Settle(w.t.Context(), []*outbox.Settlement{settlement(lane, w.event(lane.LaneID, list[0]), done)})
+		if !errors.Is(err, refusal) {
+			w.t.Fatalf("got %v", err)
+		}
+		if got := w.state(list[0]); got != "available" {
+			w.t.Errorf("the event is %s", got)
+		}
+	})
+}
+
+// Workers that settle, park, mark, assign, promote and renew at once must not
+// wait for each other in a circle.
+func TestNoDeadlocks(t *testing.T) {
+	t.Parallel()
+	url := dbtest.PostgreSQLURL(t)
+	db, err := database.Open(t.Context(), url, database.DefaultSchema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, db)
+	const lanes = 9
+	for range 20 {
+		for i := range lanes {
+			w.publish(string(rune('A'+i)), touch("a"), touch("b"), touch("b", "x", "y"))
+		}
+	}
+	w.assign()
+	leased := w.claim("w")
+	var working sync.WaitGroup
+	for worker := range 3 {
+		mine := leased[worker*3 : worker*3+3]
+		var held []outbox.Holding
+		for _, lane := range mine {
+			held = append(held, holdingOf(lane))
+		}
+		slices.Reverse(held)
+		store := w.another()
+		read := func() (found []*outbox.Event) {
+			for _, lane := range mine {
+				events, err := store.Read(t.Context(), []outbox.Reading{{LaneID: lane.LaneID, Limit: 5}})
+				if err != nil {
+					t.Error(err)
+				}
+				found = append(found, events...)
+			}
+			rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
+			return found
+		}
+		working.Go(func() { // what settles
+			for range 25 {
+				var batch []*outbox.Settlement
+				for _, e := range read() {
+					if e.Sequence%2 == 0 {
+						continue // it waits, and may be parked meanwhile
+					}
+					lane := mine[slices.IndexFunc(mine, func(l outbox.Lane) bool { return l.LaneID == e.LaneID })]
+					verdict := done
+					if rand.IntN(3) == 0 {
+						verdict = retryIn(0)
+					}
+					batch = append(batch, settlement(lane, e, verdict))
+				}
+				if err := store.Settle(t.Context(), batch); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		working.Go(func() { // what fetches and renews
+			for range 25 {
+				found := read()
+				if err := store.MarkRunning(t.Context(), held, found); err != nil {
+					t.Error(err)
+				}
+				for _, lane := range mine {
+					waiting := slices.DeleteFunc(slices.Clone(found), func(e *outbox.Event) bool {
+						return e.LaneID != lane.LaneID || e.Sequence%2 == 1
+					})
+					if _, err := store.Park(t.Context(), holdingOf(lane), nil, waiting); err != nil {
+						t.Error(err)
+					}
+				}
+				if _, _, err := store.Promote(t.Context()); err != nil {
+					t.Error(err)
+				}
+				w.publish("A", touch("c"))
+				if _, err := store.Assign(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if _, _, err := store.Renew(t.Context(), held, lease); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	working.Wait()
+	// A connection reports its deadlocks, which were run again, when it ends.
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.db = dbtest.Open(t, url)
+	w.await("the connections end", func() bool {
+		return one[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()`) == 1
+	})
+	if n := one[int](w, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); n > 0 {
+		t.Errorf("%d deadlocks", n)
+	}
+}
