@@ -240,6 +240,7 @@ func (w *Worker) RunUntilIdle(ctx context.Context, timeout time.Duration) error 
 	}
 	running, stop := context.WithCancel(ctx)
 	defer stop()
+	w.subscriber.Hurry()
 	done := make(chan error, 1)
 	go func() { done <- w.Run(running) }()
 

@@ -43,13 +43,11 @@ func openPostgreSQL(ctx context.Context, url, schema string) (*DB, error) {
 		return nil, errors.New("the PostgreSQL URL can't be read (its text is withheld, it may hold a password): " +
 			"use postgres://USER:PASSWORD@HOST:PORT/DATABASE, special characters percent-encoded")
 	}
-	// PgBouncer in transaction mode gives each transaction another server
-	// connection: statements prepared on the last one would be missing.
-	config.DefaultQueryExecMode = pgx.QueryExecModeExec
-	config.StatementCacheCapacity = 0
-	config.DescriptionCacheCapacity = 0
 	setDefault(config.RuntimeParams, "application_name", "ownbucket")
 	setDefault(config.RuntimeParams, "client_encoding", "UTF8")
+	if err := chooseExecMode(ctx, config); err != nil {
+		return nil, fmt.Errorf("connect to PostgreSQL: %w", err)
+	}
 
 	pool := sqlx.NewDb(stdlib.OpenDB(*config), "pgx")
 	pool.SetMaxOpenConns(maxConnections)
@@ -64,6 +62,44 @@ func openPostgreSQL(ctx context.Context, url, schema string) (*DB, error) {
 		return nil, errors.Join(fmt.Errorf("connect to PostgreSQL: %w", err), pool.Close())
 	}
 	return db, nil
+}
+
+// chooseExecMode lets statements be prepared, which halves what a short one
+// costs, where our connections are the server's own. PgBouncer in transaction
+// mode gives each transaction another server connection: statements prepared
+// on the last one would be missing. A pooler betrays itself by the process ID
+// that it sends when a client connects, since it isn't the server process's.
+func chooseExecMode(ctx context.Context, config *pgx.ConnConfig) (err error) {
+	prepares := config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	if !prepares {
+		return nil // the URL says default_query_exec_mode
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
+	var pid uint32
+	if err := conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		return err
+	}
+	if pid != conn.PgConn().PID() {
+		return nil
+	}
+	config.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	for name, value := range planning {
+		setDefault(config.RuntimeParams, name, value)
+	}
+	return nil
+}
+
+// planning keeps the plans of prepared statements good however the tables grow
+// after they were made: each of our queries is written for an index. Without
+// statistics, or while a table is nearly empty, the planner would rather read
+// it from end to end, and would go on doing so.
+var planning = map[string]string{
+	"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
 }
 
 func (db *DB) checkServer(ctx context.Context) error {

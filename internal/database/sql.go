@@ -28,6 +28,7 @@ var fragments = map[Dialect]map[string]string{
 		"{for_key_share}":     `FOR KEY SHARE`,
 		"{for_no_key_update}": `FOR NO KEY UPDATE`,
 		"{uuid}":              `CAST(? AS uuid)`,
+		"{in_ids}":            `= ANY (CAST(translate(?, '[]', '{}') AS bigint[]))`,
 		"{ids}":               `(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json)))`,
 	},
 	// SQLite has one writer, whose transaction begins with the write lock:
@@ -39,6 +40,7 @@ var fragments = map[Dialect]map[string]string{
 		"{for_key_share}":     ``,
 		"{for_no_key_update}": ``,
 		"{uuid}":              `?`,
+		"{in_ids}":            `IN (SELECT value FROM json_each(?))`,
 		"{ids}":               `(SELECT value FROM json_each(?))`,
 	},
 }
@@ -47,8 +49,9 @@ var fragments = map[Dialect]map[string]string{
 // {now}, {skip_locked}, {for_update} and {for_key_share} become the
 // dialect's fragment, {rows v(a bigint, b text)} a table v made of one
 // argument, a JSON array of objects with those fields (so that a statement
-// over many rows has one text and one argument), {ids} a list of integers made
-// of a JSON array of them, for use after IN, {uuid} an argument that is a UUID, any other {name} the table
+// over many rows has one text and one argument), {in_ids} a condition that a
+// column is one of a JSON array of integers, {ids} a list of them, for use after
+// NOT IN, {uuid} an argument that is a UUID, any other {name} the table
 // of that name, and each ? the dialect's placeholder. A query therefore holds
 // no literal ?.
 func (db *DB) SQL(query string) string {

@@ -44,6 +44,8 @@ func (u use) reasons() string {
 	return strings.Join(reasons, ", ")
 }
 
+// uses looks for what depends on settings. A worker that holds the lane may be
+// at work on events that are not assigned to it yet.
 func (s *Store) uses(ctx context.Context, q sqlx.QueryerContext, laneIDs []int64) ([]use, error) {
 	encoded, err := json.Marshal(laneIDs)
 	if err != nil {
@@ -52,8 +54,8 @@ func (s *Store) uses(ctx context.Context, q sqlx.QueryerContext, laneIDs []int64
 	var uses []use
 	err = sqlx.SelectContext(ctx, q, &uses, s.db.SQL(`
 		SELECT l.lane_id,
-			l.started AND EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = l.lane_id
-				AND e.state IN ('available', 'running', 'retryable')) AS events,
+			l.started AND (l.leased_by IS NOT NULL OR EXISTS (SELECT 1 FROM {outbox} e
+				WHERE e.lane_id = l.lane_id AND e.state IN ('available', 'running', 'retryable'))) AS events,
 			EXISTS (SELECT 1 FROM {media_objects} o WHERE o.lane_id = l.lane_id
 				AND o.object_key IS NOT NULL) AS objects,
 			EXISTS (SELECT 1 FROM {copy_items} c WHERE c.source_lane = l.lane_id AND c.state = 'owed')

@@ -60,12 +60,8 @@ func (s *Store) act(ctx context.Context, name string, filter Filter, action Acti
 		return counts, fmt.Errorf("%s events: an empty filter would match every event: name some", name)
 	}
 	// An event that no worker has assigned yet could be assigned while it changes.
-	for more := true; more; {
-		assigned, err := s.Assign(ctx)
-		if err != nil {
-			return counts, err
-		}
-		more = assigned.More
+	if err := s.AssignAll(ctx); err != nil {
+		return counts, err
 	}
 	for after := int64(0); ; {
 		found, err := s.candidates(ctx, filter, takes, after)
@@ -119,7 +115,7 @@ func (s *Store) change(ctx context.Context, name string, action Action, found []
 		}
 		var locked []int64
 		if err := tx.SelectContext(ctx, &locked, s.db.SQL(`
-			SELECT lane_id FROM {lanes} WHERE lane_id IN {ids} ORDER BY lane_id {for_update}`), ids); err != nil {
+			SELECT lane_id FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id {for_update}`), ids); err != nil {
 			return err
 		}
 		if changed, err = change(ctx, tx, sequences); err != nil || changed == 0 {
@@ -143,7 +139,7 @@ func (s *Store) retry(ctx context.Context, tx *sqlx.Tx, sequences []int64) (int6
 	if err := tx.SelectContext(ctx, &lanes, s.db.SQL(`
 		UPDATE {outbox} AS e SET state = 'available', parked = false, requeued = true, next_attempt_at = NULL,
 			failure_count = 0, denied_at = NULL, denied_count = 0, lapse_count = 0, finished_at = NULL
-		WHERE e.sequence IN {ids} AND `+retryTakes+` RETURNING lane_id`), ids); err != nil || len(lanes) == 0 {
+		WHERE e.sequence {in_ids} AND `+retryTakes+` RETURNING lane_id`), ids); err != nil || len(lanes) == 0 {
 		return 0, err
 	}
 	woken := make(map[int64]bool)
@@ -162,7 +158,7 @@ func (s *Store) discard(ctx context.Context, tx *sqlx.Tx, sequences []int64) (in
 	if err := tx.SelectContext(ctx, &discarded, s.db.SQL(`
 		UPDATE {outbox} AS e SET state = 'discarded', finished_at = {now}, parked = false, requeued = false,
 			next_attempt_at = NULL
-		WHERE e.sequence IN {ids} AND `+discardTakes+` RETURNING `+eventColumns), ids); err != nil || len(discarded) == 0 {
+		WHERE e.sequence {in_ids} AND `+discardTakes+` RETURNING `+eventColumns), ids); err != nil || len(discarded) == 0 {
 		return 0, err
 	}
 	tainted, err := s.tainted(ctx, tx, ids)
@@ -173,7 +169,7 @@ func (s *Store) discard(ctx context.Context, tx *sqlx.Tx, sequences []int64) (in
 		return 0, err
 	}
 	if _, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {outbox} SET holding = false WHERE sequence IN {ids} AND state = 'discarded'`), ids); err != nil {
+		UPDATE {outbox} SET holding = false WHERE sequence {in_ids} AND state = 'discarded'`), ids); err != nil {
 		return 0, err
 	}
 	return int64(len(discarded)), s.release(ctx, tx, discarded)
@@ -184,7 +180,7 @@ func (s *Store) tainted(ctx context.Context, tx *sqlx.Tx, ids string) (map[int64
 	var found []int64
 	err := tx.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT e.sequence FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
-		WHERE e.sequence <= l.tainted_to AND e.sequence IN {ids}`), ids)
+		WHERE e.sequence <= l.tainted_to AND e.sequence {in_ids}`), ids)
 	tainted := make(map[int64]bool, len(found))
 	for _, sequence := range found {
 		tainted[sequence] = true

@@ -2,10 +2,9 @@ package outbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -18,60 +17,36 @@ import (
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
-// sweep remembers where newly committed events are looked for. Most have a
-// sequence just above the last one seen, so the usual look begins a little
-// below that; an event whose transaction took longer to commit is found by a
-// look at all of them, which is made as often as its cost allows. So a
-// transaction that stays open elsewhere, and keeps the index entries of
-// assigned events from being cleaned up, makes neither look costly.
-type sweep struct {
-	marks    []mark // the highest sequence seen, now and then
-	fullAt   time.Time
-	lastSeen int64
-}
+// assignBatch bounds one transaction of assigning.
+const assignBatch = 1000
 
-type mark struct {
-	at       time.Time
-	sequence int64
-}
-
-const (
-	// assignBatch bounds one transaction of assigning.
-	assignBatch = 1000
-	// overlap is how long transactions usually stay open after their INSERT.
-	overlap = time.Second
-	// A full look comes no sooner than this, nor than fullShare times what
-	// the last one took.
-	fullEvery = 100 * time.Millisecond
-	fullShare = 20
-)
-
-// from tells above which sequence to look, and whether that is a full look.
-func (w *sweep) from(now time.Time) (sequence int64, full bool) {
-	if !now.Before(w.fullAt) {
-		return 0, true
-	}
-	for len(w.marks) > 1 && now.Sub(w.marks[1].at) > overlap {
-		w.marks = w.marks[1:]
-	}
-	if len(w.marks) == 0 {
-		return 0, true
-	}
-	return w.marks[0].sequence, false
-}
-
-func (w *sweep) seen(now time.Time, highest int64) {
-	w.lastSeen = max(w.lastSeen, highest)
-	const apart = overlap / 10
-	if n := len(w.marks); n == 0 || now.Sub(w.marks[n-1].at) >= apart {
-		w.marks = append(w.marks, mark{now, w.lastSeen})
-	}
+// Look is a search for newly committed events. Its zero value writes all that
+// it finds into their lanes.
+type Look struct {
+	// Worker and Lease are used to lease a lane that nobody holds.
+	Worker string
+	Lease  time.Duration
+	// Most bounds the events; 0 means a batch.
+	Most int
+	// Carried lists the events above a sequence that the worker took before
+	// and that were not written since.
+	Carried func(after int64) []int64
+	// Take tells whether the worker takes an event of that lane, as it stands in
+	// the database. Where it is nil, none is taken.
+	Take func(lane *LaneState) bool
 }
 
 // Assigned says what one call of Assign did.
 type Assigned struct {
-	// Lanes has the lanes that got events.
-	Lanes []int64
+	// Busy tells that another worker was assigning: nothing was done.
+	Busy bool
+	// Written has the lanes that got events which wait there to be read.
+	Written []int64
+	// Taken has the events that the worker took, in sequence. They are not
+	// assigned in the database: that is done when they end or, by Write, when
+	// they take long. Claimed has the lanes that were leased for some.
+	Taken   []*Event
+	Claimed []*LaneState
 	// Created tells that an EnvironmentCreated is among them: its snapshot is due.
 	Created bool
 	// More tells that there may be further events to assign.
@@ -90,57 +65,146 @@ type assignment struct {
 	Error      *string `json:"error"`
 	Requeued   bool    `json:"requeued"`
 
+	event       *Event
 	environment environment
+	order       []string // resources
 	created     *events.EnvironmentCreated
 }
 
-// Assign puts newly committed events into their lanes, in sequence. An event
-// that can't be understood becomes dead with its reason. One worker assigns
-// at a time; the others return at once with nothing done.
-func (s *Store) Assign(ctx context.Context) (Assigned, error) {
-	now := time.Now()
+// Assign finds newly committed events, in sequence. The worker takes those
+// that it has room for, of lanes that it holds and has read to their end, or
+// that nobody holds; the others are put into their lanes. Those of lanes that
+// another worker holds are left for that worker to find, but for a while only.
+// An event that can't be understood becomes dead with its reason. One worker
+// assigns at a time; the others return at once with nothing done.
+func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
+	if look.Most == 0 {
+		look.Most = assignBatch
+	}
+	began := time.Now()
 	s.mu.Lock()
-	after, full := s.sweep.from(now)
+	after, full := s.sweep.from(began)
 	s.mu.Unlock()
 
-	var done Assigned
-	var highest int64
-	known := make(map[environment]int64)
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		done, highest = Assigned{}, 0
-		clear(known)
+	var b *batch
+	var open []string
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) (err error) {
+		b = &batch{look: look, full: full, all: look.Worker == "", known: make(map[environment]int64), done: Assigned{Busy: true}}
 		if mine, err := s.assigner(ctx, tx); err != nil || !mine {
 			return err
 		}
-		var fresh []Event
-		err := tx.SelectContext(ctx, &fresh, s.db.SQL(`
-			SELECT sequence, type, service_id, environment_id, data FROM {outbox}
-			WHERE lane_id IS NULL AND sequence > ? ORDER BY sequence LIMIT ?`), after, assignBatch)
-		if err != nil || len(fresh) == 0 {
+		b.done.Busy = false
+		if open, err = s.openWriters(ctx, tx); err != nil {
 			return err
 		}
-		highest = fresh[len(fresh)-1].Sequence
-		assignments := make([]*assignment, len(fresh))
-		for i := range fresh {
-			assignments[i] = assign(&fresh[i])
+		if err := s.find(ctx, tx, b, after); err != nil || len(b.found) == 0 {
+			return err
 		}
-		done.More = len(fresh) == assignBatch
-		return s.place(ctx, tx, assignments, known, &done)
+		return s.place(ctx, tx, b)
 	})
 	if err != nil {
 		return Assigned{}, fmt.Errorf("assign events to lanes: %w", err)
 	}
-
+	if b.done.Busy {
+		return b.done, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for env, laneID := range known {
+	for env, laneID := range b.known {
 		s.lanes[env] = laneID
 	}
-	s.sweep.seen(now, highest)
-	if full && !done.More {
-		s.sweep.fullAt = time.Now().Add(max(fullEvery, fullShare*time.Since(now)))
+	s.sweep.looked(open, b.highest, !b.done.More)
+	if full && !b.done.More {
+		s.sweep.fullAt = time.Now().Add(max(fullEvery, fullShare*time.Since(began)))
 	}
-	return done, nil
+	for _, a := range b.refused {
+		s.sweep.back(a.Sequence)
+		b.done.More = true
+	}
+	return b.done, nil
+}
+
+// AssignAll puts all newly committed events into their lanes, those that
+// workers have taken included.
+func (s *Store) AssignAll(ctx context.Context) error {
+	const pause = 5 * time.Millisecond
+	for {
+		s.Refind(0)
+		done, err := s.Assign(ctx, Look{})
+		if err != nil || !done.Busy && !done.More {
+			return err
+		}
+		if done.Busy {
+			wait(ctx, pause)
+		}
+	}
+}
+
+// Refind makes the next look begin at that sequence: a taken event was let go.
+func (s *Store) Refind(sequence int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sweep.back(sequence)
+	if sequence <= 1 {
+		s.sweep.fullAt = time.Time{}
+	}
+}
+
+// batch is what one look found, and what becomes of it.
+type batch struct {
+	look Look
+	// full: the look began at the first unassigned event. all: nothing is left
+	// for other workers.
+	full, all bool
+	known     map[environment]int64
+	found     []*assignment
+	highest   int64
+	refused   []*assignment // could not be taken after all
+	done      Assigned
+}
+
+// find reads events that are not assigned. The snapshot of an environment
+// looks for earlier events in the database: where one is due, those that
+// workers have taken must be there, too.
+func (s *Store) find(ctx context.Context, tx *sqlx.Tx, b *batch, after int64) error {
+	carried := []int64{}
+	if b.look.Carried != nil {
+		carried = b.look.Carried(after)
+	}
+	if err := s.selectFresh(ctx, tx, b, after, b.look.Most, carried); err != nil {
+		return err
+	}
+	b.done.More = len(b.found) == b.look.Most
+	if !slices.ContainsFunc(b.found, func(a *assignment) bool { return a.created != nil }) {
+		return nil
+	}
+	b.look.Take, b.all = nil, true
+	return s.selectFresh(ctx, tx, b, 0, math.MaxInt32, carried[:0])
+}
+
+func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after int64, most int, carried []int64) error {
+	before := int64(math.MaxInt64)
+	if most > b.look.Most {
+		before = b.highest
+	}
+	without, err := rows(carried)
+	if err != nil {
+		return err
+	}
+	var fresh []*Event
+	if err := tx.SelectContext(ctx, &fresh, s.db.SQL(`
+		SELECT sequence, CAST(event_id AS text) AS event_id, type, service_id, environment_id, data, metadata,
+			created_at FROM {outbox}
+		WHERE lane_id IS NULL AND sequence > ? AND sequence <= ? AND sequence NOT IN {ids}
+		ORDER BY sequence LIMIT ?`), after, before, without, most); err != nil {
+		return err
+	}
+	b.found = make([]*assignment, len(fresh))
+	for i, e := range fresh {
+		b.found[i] = assign(e)
+		b.highest = max(b.highest, e.Sequence)
+	}
+	return nil
 }
 
 // assigner takes the right to assign until the transaction ends.
@@ -160,6 +224,7 @@ func assign(event *Event) *assignment {
 		Sequence:    event.Sequence,
 		State:       Available,
 		Resources:   "[]",
+		event:       event,
 		environment: environmentOf(event),
 	}
 	parsed, err := events.Parse(event.Type, event.ServiceID, event.EnvironmentID, event.Data)
@@ -190,8 +255,7 @@ func assign(event *Event) *assignment {
 		version := e.Published().Micros()
 		a.Version = &version
 	}
-	encoded, _ := json.Marshal(order) // strings always encode
-	a.Resources = string(encoded)
+	a.order, a.Resources = order, mustJSON(order)
 	return a
 }
 
@@ -208,81 +272,19 @@ func environmentOf(event *Event) environment {
 	return environment{event.ServiceID, event.EnvironmentID}
 }
 
-// place writes the assignments, and wakes their lanes.
-func (s *Store) place(ctx context.Context, tx *sqlx.Tx, assignments []*assignment,
-	known map[environment]int64, done *Assigned) error {
-	for _, a := range assignments {
-		known[a.environment] = 0
-		if a.created != nil {
-			known[environment{a.environment.serviceID, a.created.SourceEnvironmentID}] = 0
-		}
-	}
-	if err := s.laneIDs(ctx, tx, known); err != nil {
-		return err
-	}
-	last, err := s.lastSequences(ctx, tx, known)
-	if err != nil {
-		return err
-	}
-	ready := make(map[int64]int64) // lane → highest sequence
-	for _, a := range assignments {
-		a.LaneID = known[a.environment]
-		if a.State == Dead {
-			continue
-		}
-		a.Requeued = a.Sequence < last[a.LaneID]
-		ready[a.LaneID] = max(ready[a.LaneID], a.Sequence)
-	}
-	if err := s.exec(ctx, tx, `
-		UPDATE {outbox} AS e SET lane_id = v.lane_id, media_id = v.media_id, version = v.version,
-			resources = v.resources, state = v.state, error_class = v.error_class,
-			error_code = v.error_code, error = v.error, requeued = v.requeued,
-			finished_at = CASE WHEN v.state = 'dead' THEN {now} END
-		FROM {rows v(sequence bigint, lane_id bigint, media_id text, version bigint, resources text,
-			state text, error_class text, error_code text, error text, requeued boolean)}
-		WHERE e.sequence = v.sequence AND e.lane_id IS NULL`, assignments); err != nil {
-		return err
-	}
-	if err := s.openCopies(ctx, tx, assignments, known, done); err != nil {
-		return err
-	}
-	return s.wake(ctx, tx, ready, done)
-}
-
-func (s *Store) wake(ctx context.Context, tx *sqlx.Tx, ready map[int64]int64, done *Assigned) error {
-	type woken struct {
-		LaneID int64 `json:"lane_id"`
-		Last   int64 `json:"last_sequence"`
-	}
-	var lanes []woken
-	for laneID, highest := range ready {
-		lanes = append(lanes, woken{laneID, highest})
-		done.Lanes = append(done.Lanes, laneID)
-	}
-	if len(lanes) == 0 {
-		return nil
-	}
-	return s.exec(ctx, tx, `
-		UPDATE {lanes} AS l SET wake = wake + 1, ready_at = coalesce(ready_at, {now}),
-			last_sequence = CASE WHEN v.last_sequence > l.last_sequence
-				THEN v.last_sequence ELSE l.last_sequence END
-		FROM {rows v(lane_id bigint, last_sequence bigint)} WHERE l.lane_id = v.lane_id`, lanes)
-}
-
 // openCopies notes each EnvironmentCreated for its snapshot, and closes the
 // gate of its source: later events there begin after the snapshot.
-func (s *Store) openCopies(ctx context.Context, tx *sqlx.Tx, assignments []*assignment,
-	known map[environment]int64, done *Assigned) error {
-	for _, a := range assignments {
+func (s *Store) openCopies(ctx context.Context, tx *sqlx.Tx, b *batch) error {
+	for _, a := range b.found {
 		if a.created == nil {
 			continue
 		}
-		done.Created = true
-		source := known[environment{a.environment.serviceID, a.created.SourceEnvironmentID}]
+		b.done.Created = true
+		source := b.known[environment{a.environment.serviceID, a.created.SourceEnvironmentID}]
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			INSERT INTO {copies} (sequence, source_lane, target_lane, environment_service_id, state, created_at)
 			VALUES (?, ?, ?, ?, 'pending', {now}) ON CONFLICT (sequence) DO NOTHING`),
-			a.Sequence, source, a.LaneID, a.created.EnvironmentServiceID); err != nil {
+			a.Sequence, source, a.event.LaneID, a.created.EnvironmentServiceID); err != nil {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
@@ -340,8 +342,7 @@ func (s *Store) laneIDs(ctx context.Context, tx *sqlx.Tx, known map[environment]
 
 // lastSequences locks lanes in the one order that all do it in, and tells the
 // highest sequence that each was ever given.
-func (s *Store) lastSequences(ctx context.Context, tx *sqlx.Tx, known map[environment]int64) (map[int64]int64, error) {
-	ids := slices.Sorted(maps.Values(known))
+func (s *Store) lastSequences(ctx context.Context, tx *sqlx.Tx, ids []int64) (map[int64]int64, error) {
 	encoded, err := rows(ids)
 	if err != nil {
 		return nil, err
@@ -351,7 +352,7 @@ func (s *Store) lastSequences(ctx context.Context, tx *sqlx.Tx, known map[enviro
 		Last   int64 `db:"last_sequence"`
 	}
 	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT lane_id, last_sequence FROM {lanes} WHERE lane_id IN {ids} ORDER BY lane_id
+		SELECT lane_id, last_sequence FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id
 		{for_no_key_update}`), encoded); err != nil {
 		return nil, err
 	}

@@ -206,7 +206,7 @@ func TestLongAndOddNamesOrderEvents(t *testing.T) {
 func TestALaneSleepsUntilItGetsEvents(t *testing.T) {
 	each(t, func(w *world) {
 		w.insertRaw(w.db, "s", "", "MediaDeleted", `{}`)
-		if done := w.assign(); len(done.Lanes) > 0 {
+		if done := w.assign(); len(done.Written) > 0 {
 			w.t.Error("a dead event woke its lane")
 		}
 		if lanes := w.claim("w"); len(lanes) > 0 {

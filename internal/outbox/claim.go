@@ -11,11 +11,8 @@ import (
 func (s *Subscriber) claim(work context.Context, takeOver bool) error {
 	s.mu.Lock()
 	offered := 0
-	for _, l := range s.lanes {
-		// Where slots are free, what the lanes have can't start.
-		if s.free == 0 && !l.status.Held && !l.leaving && !l.pace.slow {
-			offered += min(len(l.schedule.pending), max(l.pace.limit-len(l.schedule.running), 0))
-		}
+	if s.free == 0 {
+		offered = s.offered() // where slots are free, what the lanes have can't start
 	}
 	room := maxLanes - len(s.lanes)
 	wanted := min(s.free+s.config.Concurrency-offered, room, max(s.config.Concurrency, 8))
@@ -30,9 +27,9 @@ func (s *Subscriber) claim(work context.Context, takeOver bool) error {
 			return err
 		}
 		if len(claimed) == wanted {
-			s.Wake()
+			s.fetchSoon()
 		}
-		s.hold(work, claimed, asked)
+		s.holdAll(work, claimed, asked)
 		room -= len(claimed)
 	}
 	if !takeOver || room <= 0 {
@@ -44,20 +41,29 @@ func (s *Subscriber) claim(work context.Context, takeOver bool) error {
 	}
 	if len(lapsed) > 0 {
 		s.config.Logger.Warn("took over lanes whose worker let its lease lapse", "lanes", len(lapsed))
+		// What their worker had taken is found by none but a full look.
+		s.store.Refind(0)
 	}
-	s.hold(work, lapsed, asked)
+	s.holdAll(work, lapsed, asked)
 	return nil
 }
 
-func (s *Subscriber) hold(work context.Context, leased []Lane, asked time.Time) {
+func (s *Subscriber) holdAll(work context.Context, leased []Lane, asked time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, lane := range leased {
-		if old := s.lanes[lane.LaneID]; old != nil {
-			old.end(ErrLeaseLost)
-		}
-		s.lanes[lane.LaneID] = s.newLane(work, lane, asked)
+		s.hold(work, lane, asked)
 	}
+}
+
+// hold begins to work on a leased lane. The mutex is held.
+func (s *Subscriber) hold(work context.Context, leased Lane, asked time.Time) *lane {
+	if old := s.lanes[leased.LaneID]; old != nil {
+		old.end(ErrLeaseLost)
+	}
+	l := s.newLane(work, leased, asked)
+	s.lanes[leased.LaneID] = l
+	return l
 }
 
 // rotate gives back lanes that have had their turn while others wait. A lane
@@ -90,22 +96,37 @@ func (s *Subscriber) rotate(ctx context.Context) error {
 	return nil
 }
 
+// linger is how long a drained lane is kept: its next event then starts at
+// once, and costs no lease of its own.
+const linger = time.Second / 4
+
 // giveBack releases lanes that are drained, held, lost or have had their turn.
 func (s *Subscriber) giveBack(work context.Context) error {
+	now := time.Now()
 	s.mu.Lock()
+	keep := linger
+	if s.hurried && !s.behind && !s.busy() || len(s.lanes) > maxLanes-s.config.Concurrency {
+		keep = 0
+	}
 	var held []Holding
+	var taken []*Event
 	for laneID, l := range s.lanes {
-		if len(l.schedule.running) > 0 {
+		if len(l.schedule.running) > 0 || l.feeding {
+			l.emptied = now
 			continue
 		}
 		drained := l.drainedWake != notDrained && l.drainedWake == l.status.Wake && !l.refill &&
 			len(l.schedule.pending) == 0
-		if !drained && l.ctx.Err() == nil && !l.status.Held && !l.leaving {
+		if !drained {
+			l.emptied = now
+		}
+		if (!drained || now.Sub(l.emptied) < keep) && l.ctx.Err() == nil && !l.status.Held && !l.leaving {
 			continue
 		}
 		delete(s.lanes, laneID)
 		if !l.lost {
 			held = append(held, l.holding())
+			taken = append(taken, l.taken()...)
 		}
 		l.end(errors.New("the lane was given back"))
 	}
@@ -115,7 +136,17 @@ func (s *Subscriber) giveBack(work context.Context) error {
 	}
 	work, cancel := context.WithTimeout(work, s.config.Lease)
 	defer cancel()
-	return s.store.Release(work, held)
+	return s.store.Release(work, held, taken)
+}
+
+// busy tells whether any lane has events in memory. The mutex is held.
+func (s *Subscriber) busy() bool {
+	for _, l := range s.lanes {
+		if len(l.schedule.sequences) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // lose drops a lane that another worker has taken over.

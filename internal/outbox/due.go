@@ -54,7 +54,7 @@ func (s *Store) Promote(ctx context.Context) (lanes []int64, more bool, err erro
 		}
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {outbox} SET state = 'available', parked = false, requeued = true, next_attempt_at = NULL
-			WHERE sequence IN {ids} AND next_attempt_at <= {now}`), ids); err != nil {
+			WHERE sequence {in_ids} AND next_attempt_at <= {now}`), ids); err != nil {
 			return err
 		}
 		lanes, more = locked, len(due) == dueBatch

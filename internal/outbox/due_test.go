@@ -150,7 +150,7 @@ func (w *world) ending(verdict outbox.Verdict) {
 	if verdict.Kind == outbox.Yield {
 		holding.SeenWake = -1
 	}
-	if err := w.store.Release(w.t.Context(), []outbox.Holding{holding}); err != nil {
+	if err := w.store.Release(w.t.Context(), []outbox.Holding{holding}, nil); err != nil {
 		w.t.Fatal(err)
 	}
 }

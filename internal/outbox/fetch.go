@@ -28,8 +28,8 @@ type round struct {
 	promote, takeOver, statuses, rotate bool
 }
 
-// fetchLoop brings events into memory: it assigns, claims lanes, reads on in
-// those held, and gives back those that are drained.
+// fetchLoop brings events into memory: it claims lanes, reads on in those held,
+// and gives back those that are drained.
 func (s *Subscriber) fetchLoop(ctx, work context.Context) {
 	tick := time.NewTicker(s.config.Poll)
 	defer tick.Stop()
@@ -40,7 +40,7 @@ func (s *Subscriber) fetchLoop(ctx, work context.Context) {
 		r := round{
 			promote:  due(&promoted, now, s.config.Poll),
 			takeOver: due(&tookOver, now, min(time.Second, s.config.Lease/4)),
-			statuses: due(&looked, now, s.config.Poll),
+			statuses: due(&looked, now, s.statusesEvery()),
 			rotate:   due(&rotated, now, turn),
 		}
 		if err := s.fetch(ctx, work, r); err != nil && ctx.Err() == nil {
@@ -52,10 +52,18 @@ func (s *Subscriber) fetchLoop(ctx, work context.Context) {
 		pause = 0
 		select {
 		case <-ctx.Done():
-		case <-s.kicked:
+		case <-s.fetching:
 		case <-tick.C:
 		}
 	}
+}
+
+// statusesEvery keeps what is asked about held lanes a small part of the work
+// however many they are.
+func (s *Subscriber) statusesEvery() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(s.config.Poll, time.Duration(len(s.lanes))*time.Second/4000)
 }
 
 func due(last *time.Time, now time.Time, every time.Duration) bool {
@@ -76,9 +84,6 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 func (s *Subscriber) fetch(ctx, work context.Context, r round) error {
-	if err := s.assign(ctx); err != nil {
-		return err
-	}
 	if r.promote {
 		lanes, more, err := s.store.Promote(ctx)
 		if err != nil {
@@ -86,7 +91,7 @@ func (s *Subscriber) fetch(ctx, work context.Context, r round) error {
 		}
 		s.markRefill(lanes)
 		if more {
-			s.Wake()
+			s.fetchSoon()
 		}
 	}
 	if err := s.claim(work, r.takeOver); err != nil {
@@ -107,21 +112,6 @@ func (s *Subscriber) fetch(ctx, work context.Context, r round) error {
 		}
 	}
 	return s.giveBack(work)
-}
-
-func (s *Subscriber) assign(ctx context.Context) error {
-	done, err := s.store.Assign(ctx)
-	if err != nil {
-		return err
-	}
-	s.markRefill(done.Lanes)
-	if done.Created && s.config.Created != nil {
-		s.config.Created()
-	}
-	if done.More {
-		s.Wake()
-	}
-	return nil
 }
 
 func (s *Subscriber) markRefill(lanes []int64) {
@@ -150,13 +140,20 @@ func (s *Subscriber) refill(ctx context.Context, all bool) error {
 	for _, l := range s.lanes {
 		if all || l.refill && (len(l.schedule.pending) < l.window()/2 || l.schedule.stale()) {
 			look[l.LaneID] = l
-			l.ended = make(map[int64]bool)
+			l.ended, l.reading = make(map[int64]bool), true
 		}
 	}
 	s.mu.Unlock()
 	if len(look) == 0 {
 		return nil
 	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, l := range look {
+			l.ended, l.reading = nil, false
+		}
+	}()
 	statuses, err := s.store.Statuses(ctx, slices.Sorted(maps.Keys(look)))
 	if err != nil {
 		return err
@@ -288,7 +285,7 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 		j.lane.schedule.park(parked)
 		s.enqueue(j.lane)
 		s.mu.Unlock()
-		s.Wake()
+		s.fetchSoon()
 	}
 	return nil
 }

@@ -6,10 +6,15 @@ import (
 )
 
 // Unfinished tells whether a media has an event before that sequence that is
-// neither finished nor dead.
+// neither finished nor dead. An event of the environment that isn't assigned
+// yet may be of any media.
 func (s *Store) Unfinished(ctx context.Context, laneID int64, mediaID string, before int64) (bool, error) {
-	return s.exists(ctx, `SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id = ?
-		AND sequence < ? AND state IN ('available', 'running', 'retryable'))`, laneID, mediaID, before)
+	return s.exists(ctx, `
+		SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id = ?
+			AND sequence < ? AND state IN ('available', 'running', 'retryable'))
+		OR EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l
+			ON l.service_id = e.service_id AND l.environment_id = e.environment_id
+			WHERE l.lane_id = ? AND e.lane_id IS NULL AND e.sequence < ?)`, laneID, mediaID, before, laneID, before)
 }
 
 // DeadBefore tells whether a media has a dead event before that sequence.

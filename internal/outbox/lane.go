@@ -31,6 +31,13 @@ type lane struct {
 	// ended has the events that ended while the lane is being read, and
 	// whether they were parked: the reading may not have seen it.
 	ended map[int64]bool
+	// reading: a look for its next events is under way; feeding: one for new
+	// events is that may bring it some.
+	reading, feeding bool
+	// active counts its handlers at work.
+	active int
+	// emptied is when it last had something to do.
+	emptied time.Time
 	// queued: the lane stands in the dispatch queue.
 	queued bool
 	// leaving: it is given back as soon as nothing runs.
@@ -91,6 +98,24 @@ func (l *lane) end(cause error) {
 	l.cancel(cause)
 }
 
+// current tells whether all that waits in the lane is in memory, so that a new
+// event may join it.
+func (l *lane) current(found *LaneState) bool {
+	return !l.refill && !l.reading && !l.leaving && !l.gone() && !l.status.Held && !l.schedule.stale() &&
+		found.Current(l.Token, l.drainedWake)
+}
+
+// taken lists the events in memory that may not be assigned in the database.
+func (l *lane) taken() []*Event {
+	var list []*Event
+	l.schedule.each(func(e *entry) {
+		if e.event.Taken {
+			list = append(list, e.event)
+		}
+	})
+	return list
+}
+
 // holding says how the lane is given back or renewed.
 func (l *lane) holding() Holding {
 	h := Holding{LaneID: l.LaneID, Token: l.Token, ReadFrom: l.cursor, SeenWake: notDrained}
@@ -103,4 +128,6 @@ func (l *lane) holding() Holding {
 }
 
 // window is how many events are kept in memory ahead of the pace.
-func (l *lane) window() int { return min(max(8*l.pace.limit, 16), 256) }
+func (l *lane) window() int { return min(max(8*l.pace.limit, smallestWindow), 512) }
+
+const smallestWindow = 8 * startingPace

@@ -47,7 +47,8 @@ func (s *Store) TakeOver(ctx context.Context, worker string, n int, lease time.D
 		lanes = nil
 		if err := tx.SelectContext(ctx, &lanes, s.db.SQL(`
 			UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?,
-				lapse_count = lapse_count + 1, tainted_to = last_sequence
+				lapse_count = lapse_count + 1,
+				tainted_to = (SELECT coalesce(max(sequence), 0) FROM {outbox})
 			WHERE lane_id IN (
 				SELECT lane_id FROM {lanes} WHERE leased_by IS NOT NULL AND leased_until < {now}
 				ORDER BY leased_until LIMIT ? {skip_locked})
@@ -60,7 +61,7 @@ func (s *Store) TakeOver(ctx context.Context, worker string, n int, lease time.D
 		}
 		_, err = tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {outbox} SET state = 'available', lapse_count = lapse_count + 1
-			WHERE state = 'running' AND lane_id IN {ids}`), ids)
+			WHERE state = 'running' AND lane_id {in_ids}`), ids)
 		return err
 	})
 	if err != nil {
@@ -189,10 +190,14 @@ func (s *Store) renew(ctx context.Context, held []Holding, lease time.Duration, 
 }
 
 // Release gives lanes back. A lane that was drained sleeps until it is woken,
-// unless that happened since its holder looked.
-func (s *Store) Release(ctx context.Context, held []Holding) error {
+// unless that happened since its holder looked. Events that the holder took
+// and didn't finish are assigned, so that the next one reads them.
+func (s *Store) Release(ctx context.Context, held []Holding, taken []*Event) error {
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		if _, err := s.lockLanes(ctx, tx, heldIDs(held), false); err != nil {
+			return err
+		}
+		if err := s.writeTaken(ctx, tx, taken); err != nil {
 			return err
 		}
 		return s.exec(ctx, tx, `
@@ -227,7 +232,7 @@ func (s *Store) lockLanes(ctx context.Context, tx *sqlx.Tx, lanes []int64, skipL
 	if err != nil {
 		return nil, err
 	}
-	query := `SELECT lane_id FROM {lanes} l WHERE lane_id IN {ids} ORDER BY lane_id `
+	query := `SELECT lane_id FROM {lanes} l WHERE lane_id {in_ids} ORDER BY lane_id `
 	if skipLocked {
 		query += s.skipLocked(`l`)
 	} else {
@@ -257,7 +262,7 @@ func (s *Store) Statuses(ctx context.Context, lanes []int64) ([]Status, error) {
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT lane_id, lease_token, wake, held, gate_sequence, deleted_sequence, tainted_to, snapshot_sequence,
 			EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds
-		FROM {lanes} l WHERE lane_id IN {ids}`), ids); err != nil {
+		FROM {lanes} l WHERE lane_id {in_ids}`), ids); err != nil {
 		return nil, fmt.Errorf("look at held lanes: %w", err)
 	}
 	return found, nil
@@ -291,7 +296,7 @@ func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event
 			UPDATE {outbox} SET state = 'running' WHERE sequence IN (
 				SELECT e.sequence FROM {outbox} e JOIN {rows v(sequence bigint, recorded_count integer)}
 				ON e.sequence = v.sequence AND e.recorded_count = v.recorded_count
-				WHERE e.state = 'available' AND NOT e.parked `+s.skipLocked("e")+`)`, list)
+				WHERE e.state = 'available' AND NOT e.parked AND e.lane_id IS NOT NULL `+s.skipLocked("e")+`)`, list)
 	})
 	if err != nil {
 		return fmt.Errorf("mark running events: %w", err)

@@ -124,7 +124,7 @@ func TestAnOldTokenChangesNothing(t *testing.T) {
 		if err != nil || len(kept) > 0 || !lost[old.LaneID] {
 			w.t.Errorf("renewing kept %v, lost %v: %v", kept, lost, err)
 		}
-		if err := w.store.Release(w.t.Context(), []outbox.Holding{{LaneID: old.LaneID, Token: old.Token, ReadFrom: 99}}); err != nil {
+		if err := w.store.Release(w.t.Context(), []outbox.Holding{{LaneID: old.LaneID, Token: old.Token, ReadFrom: 99}}, nil); err != nil {
 			w.t.Fatal(err)
 		}
 		if diff := cmp.Diff(before, w.dump()); diff != "" {
@@ -239,7 +239,7 @@ func TestADrainedLaneSleepsUnlessItWasWokenMeanwhile(t *testing.T) {
 				}
 				if err := w.store.Release(w.t.Context(), []outbox.Holding{
 					{LaneID: lane.LaneID, Token: lane.Token, ReadFrom: list[1], SeenWake: seen},
-				}); err != nil {
+				}, nil); err != nil {
 					w.t.Fatal(err)
 				}
 				if got, want := len(w.claim("next")), min(1, len(test.name)-len("nothing")); (got > 0) != (want > 0) {

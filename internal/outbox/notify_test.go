@@ -40,7 +40,7 @@ func TestPublishersNeverWaitForEachOther(t *testing.T) {
 	if err := second.Commit(); err != nil {
 		t.Errorf("the second could not commit while the first was open: %v", err)
 	}
-	if n := len(w.assign().Lanes); n != 1 {
+	if n := len(w.assign().Written); n != 1 {
 		t.Errorf("what the second published was assigned to %d lanes", n)
 	}
 	if err := first.Commit(); err != nil {

@@ -69,6 +69,9 @@ type Event struct {
 	// Copying tells that a copy from or into the event's environment isn't
 	// ended: one that the event must see was there when it was read.
 	Copying bool `db:"copying"`
+	// Taken tells that its worker took it before it was assigned in the
+	// database: that may still be to be done.
+	Taken bool `db:"-"`
 }
 
 // Media is the ID of the event's media, empty for an environment's event.

@@ -136,7 +136,7 @@ func TestALateEventTakesItsPlaceInTheOrder(t *testing.T) {
 	if err := late.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	w.await("the late event is assigned", func() bool { return len(w.assign().Lanes) > 0 })
+	w.await("the late event is assigned", func() bool { return len(w.assign().Written) > 0 })
 	w.runAll(lane)
 	w.promote()
 	if diff := cmp.Diff([]int64{first, second, third}, w.runAll(lane)); diff != "" {

@@ -7,7 +7,6 @@ import (
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/database"
-	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
 // settleLoop writes results in batches: while one transaction runs, the next
@@ -33,12 +32,6 @@ func (s *Subscriber) settleLoop(ctx context.Context) {
 }
 
 func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
-	s.mu.Lock()
-	for _, r := range batch {
-		r.entry.settling = true
-	}
-	s.mu.Unlock()
-
 	unsettled := s.settleSafely(ctx, batch)
 
 	s.mu.Lock()
@@ -51,7 +44,10 @@ func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
 		s.finished(r)
 	}
 	s.dispatch()
-	s.Wake()
+	if s.behind {
+		s.lookSoon()
+	}
+	s.fetchSoon()
 }
 
 // settleSafely tries again while the database is away and a lease is left. A
@@ -104,22 +100,18 @@ func (s *Subscriber) finished(r *result) {
 	if l.ended != nil {
 		l.ended[st.Event.Sequence] = !st.Ends()
 	}
-	s.free++
-	s.alone = false
-	if r.entry.slow {
-		s.slow--
-		s.enqueueSlow()
+	s.unsettled--
+	if st.Ends() {
+		s.flow.n++
 	}
-	switch {
-	case st.Failure != nil && st.Failure.Slows():
-		l.pace.slowed()
-	case st.Kind == Complete:
-		l.pace.succeeded()
-		if st.Event.Type == events.EnvironmentDeletedType && st.Outcome != Superseded {
-			l.schedule.supersede(st.Event.Sequence)
-			l.status.DeletedSequence = max(l.status.DeletedSequence, st.Event.Sequence)
+	if st.Kind == Complete && st.Event.Type == events.EnvironmentDeletedType && st.Outcome != Superseded {
+		if lowest := l.schedule.lowest(); lowest > 0 {
+			s.store.Refind(lowest) // taken events before it are superseded, too
 		}
-	case st.Kind == Yield && st.Failure != nil && st.Failure.Class == failure.Integration:
+		l.schedule.supersede(st.Event.Sequence)
+		l.status.DeletedSequence = max(l.status.DeletedSequence, st.Event.Sequence)
+	}
+	if st.blocks() {
 		l.status.Held = true
 	}
 	if !st.Ends() || st.releases() || st.Event.Type == events.EnvironmentCreatedType {

@@ -22,6 +22,7 @@ import (
 type schedule struct {
 	pending   []*entry // in sequence order
 	running   map[int64]*entry
+	whole     []*entry       // of those that run, what concerns the whole environment
 	busy      map[string]int // resources of running events
 	sequences map[int64]bool // of both
 	doubts    int            // counts the reasons to look an event up among the holds
@@ -41,8 +42,12 @@ type entry struct {
 	// slow: it took one of the slots that slow lanes may use.
 	slow    bool
 	started time.Time
-	// settling: its end is being written; nothing may be put behind it any more.
+	// settling: its handler has returned, and its end is being written; nothing
+	// may be put behind it any more.
 	settling bool
+	// written: a taken event was assigned in the database since.
+	written bool
+	added   time.Time
 }
 
 func newSchedule() *schedule {
@@ -68,6 +73,7 @@ func (s *schedule) add(event *Event, unchecked bool) {
 		resources:  names,
 		everything: slices.Contains(names, Everything),
 		deletion:   event.Type == events.EnvironmentDeletedType,
+		added:      time.Now(),
 	}
 	if unchecked {
 		s.distrust(e)
@@ -86,9 +92,13 @@ func (s *schedule) copying() {
 	}
 }
 
+// position is where a sequence stands, or belongs, among the pending ones.
+func (s *schedule) position(sequence int64) int {
+	return sort.Search(len(s.pending), func(i int) bool { return s.pending[i].event.Sequence >= sequence })
+}
+
 func (s *schedule) insert(e *entry) {
-	at := sort.Search(len(s.pending), func(i int) bool { return s.pending[i].event.Sequence > e.event.Sequence })
-	s.pending = slices.Insert(s.pending, at, e)
+	s.pending = slices.Insert(s.pending, s.position(e.event.Sequence), e)
 	s.sequences[e.event.Sequence] = true
 }
 
@@ -159,7 +169,7 @@ func (s *schedule) mayStart(e *entry, waiting map[string]bool) bool {
 	if e.deletion {
 		return len(s.running) == 0
 	}
-	for _, r := range s.running {
+	for _, r := range s.whole {
 		if r.deletion || r.everything && (e.everything || r.event.Sequence < e.event.Sequence) {
 			return false
 		}
@@ -179,6 +189,9 @@ func (s *schedule) start(e *entry) {
 	s.drop(e)
 	s.sequences[e.event.Sequence] = true
 	s.running[e.event.Sequence] = e
+	if e.everything {
+		s.whole = append(s.whole, e)
+	}
 	e.started = time.Now()
 	for _, r := range e.resources {
 		s.busy[r]++
@@ -197,7 +210,7 @@ func (s *schedule) finish(sequence int64, parked bool) {
 // what comes after it.
 func (s *schedule) putBack(sequence int64) {
 	if e := s.stop(sequence); e != nil {
-		e.stale = true
+		e.stale, e.written = true, true
 		s.insert(e)
 	}
 }
@@ -209,6 +222,7 @@ func (s *schedule) stop(sequence int64) *entry {
 	}
 	delete(s.running, sequence)
 	delete(s.sequences, sequence)
+	s.whole = slices.DeleteFunc(s.whole, func(w *entry) bool { return w == e })
 	for _, r := range e.resources {
 		if s.busy[r]--; s.busy[r] == 0 {
 			delete(s.busy, r)
@@ -253,7 +267,9 @@ func (s *schedule) supersede(deleted int64) {
 }
 
 func (s *schedule) drop(e *entry) {
-	s.pending = slices.DeleteFunc(s.pending, func(p *entry) bool { return p == e })
+	if at := s.position(e.event.Sequence); at < len(s.pending) && s.pending[at] == e {
+		s.pending = slices.Delete(s.pending, at, at+1)
+	}
 	delete(s.sequences, e.event.Sequence)
 }
 
@@ -296,10 +312,23 @@ func (s *schedule) stuck(now time.Time) (running, waiting []*Event) {
 	return running, waiting
 }
 
+// each calls fn for every event in memory.
+func (s *schedule) each(fn func(*entry)) {
+	for _, e := range s.pending {
+		fn(e)
+	}
+	for _, e := range s.running {
+		fn(e)
+	}
+}
+
 // longest is for how long the first of the running events has been running.
 func (s *schedule) longest(now time.Time) time.Duration {
 	var longest time.Duration
 	for _, e := range s.running {
+		if e.settling {
+			continue
+		}
 		longest = max(longest, now.Sub(e.started))
 	}
 	return longest

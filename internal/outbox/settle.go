@@ -38,7 +38,7 @@ func (s *Store) fence(ctx context.Context, tx *sqlx.Tx, held []Holding, lock str
 	var found []lease
 	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT lane_id, lease_token, snapshot_sequence FROM {lanes}
-		WHERE lane_id IN {ids} AND leased_by IS NOT NULL ORDER BY lane_id `+lock), ids); err != nil {
+		WHERE lane_id {in_ids} AND leased_by IS NOT NULL ORDER BY lane_id `+lock), ids); err != nil {
 		return nil, err
 	}
 	leases := make(map[int64]lease, len(found))
@@ -54,6 +54,17 @@ func (s *Settlement) releases() bool {
 	return s.Ends() && (s.Event.Holding || s.Event.Type == events.EnvironmentDeletedType)
 }
 
+// blocks tells whether the attempt showed that the integration is broken.
+func (v *Verdict) blocks() bool {
+	return v.Kind == Yield && v.Failure != nil && v.Failure.Class == failure.Integration
+}
+
+// plain is the usual end: a first attempt that succeeded. Its facts stand in
+// the event's own row.
+func (s *Settlement) plain() bool {
+	return s.Kind == Complete && s.Failure == nil && s.Event.RecordedCount == 0
+}
+
 // Settle writes how attempts ended: the events, their attempts, the order of
 // what waits for them and, through the Recorder, their effects, all in one
 // transaction. Settlements of lanes that the caller has lost change nothing.
@@ -64,7 +75,7 @@ func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 		lock := shared
 		for i, st := range settlements {
 			held[i] = Holding{LaneID: st.Event.LaneID, Token: st.Token}
-			if !st.Ends() || st.releases() {
+			if !st.Ends() || st.releases() || st.Event.Taken && !st.plain() {
 				lock = exclusive
 			}
 		}
@@ -95,12 +106,13 @@ func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 
 func (s *Store) settle(ctx context.Context, tx *sqlx.Tx, mine []*Settlement, snapshots map[int64]int64) error {
 	var plain, others []*Settlement
-	var ended []*Event
+	var ended, otherEvents []*Event
 	for _, st := range mine {
-		if st.Kind == Complete && st.Failure == nil && st.Event.RecordedCount == 0 {
+		if st.plain() {
 			plain = append(plain, st)
 		} else {
 			others = append(others, st)
+			otherEvents = append(otherEvents, st.Event)
 		}
 		if st.releases() {
 			ended = append(ended, st.Event)
@@ -108,6 +120,9 @@ func (s *Store) settle(ctx context.Context, tx *sqlx.Tx, mine []*Settlement, sna
 	}
 	if err := s.complete(ctx, tx, plain); err != nil {
 		return fmt.Errorf("complete: %w", err)
+	}
+	if err := s.writeTaken(ctx, tx, otherEvents); err != nil {
+		return fmt.Errorf("assign taken events: %w", err)
 	}
 	if err := s.update(ctx, tx, others); err != nil {
 		return err
@@ -124,28 +139,35 @@ func (s *Store) settle(ctx context.Context, tx *sqlx.Tx, mine []*Settlement, sna
 	return nil
 }
 
-// complete is the usual case: a first attempt that succeeded. Its facts stand
-// in the event's own row.
+// complete ends events, and assigns those among them that were only taken.
 func (s *Store) complete(ctx context.Context, tx *sqlx.Tx, plain []*Settlement) error {
 	if len(plain) == 0 {
 		return nil
 	}
 	type completed struct {
-		Sequence int64  `json:"sequence"`
-		Outcome  string `json:"outcome"`
-		Started  int64  `json:"started_at"`
-		Duration int64  `json:"duration_us"`
-		Worker   string `json:"worker"`
+		Sequence int64   `json:"sequence"`
+		Outcome  string  `json:"outcome"`
+		Started  int64   `json:"started_at"`
+		Duration int64   `json:"duration_us"`
+		Worker   string  `json:"worker"`
+		LaneID   int64   `json:"lane_id"`
+		MediaID  *string `json:"media_id"`
+		Version  *int64  `json:"version"`
 	}
 	list := make([]completed, len(plain))
 	for i, st := range plain {
-		list[i] = completed{st.Event.Sequence, st.Outcome, st.Started.UnixMicro(), st.Duration.Microseconds(), st.Worker}
+		list[i] = completed{
+			st.Event.Sequence, st.Outcome, st.Started.UnixMicro(), st.Duration.Microseconds(), st.Worker,
+			st.Event.LaneID, st.Event.MediaID, st.Event.Version,
+		}
 	}
 	return s.exec(ctx, tx, `
 		UPDATE {outbox} AS e SET state = 'completed', outcome = v.outcome, attempt_count = e.attempt_count + 1,
 			started_at = v.started_at, duration_us = v.duration_us, worker = v.worker,
-			finished_at = {now}, requeued = false, holding = false
-		FROM {rows v(sequence bigint, outcome text, started_at bigint, duration_us bigint, worker text)}
+			finished_at = {now}, requeued = false, holding = false,
+			lane_id = v.lane_id, media_id = v.media_id, version = v.version
+		FROM {rows v(sequence bigint, outcome text, started_at bigint, duration_us bigint, worker text,
+			lane_id bigint, media_id text, version bigint)}
 		WHERE e.sequence = v.sequence AND e.finished_at IS NULL`, list)
 }
 

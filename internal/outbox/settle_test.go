@@ -194,7 +194,7 @@ func TestNoDeadlocks(t *testing.T) {
 					t.Error(err)
 				}
 				w.publish("A", touch("c"))
-				if _, err := store.Assign(t.Context()); err != nil {
+				if _, err := store.Assign(t.Context(), outbox.Look{}); err != nil {
 					t.Error(err)
 				}
 				if _, _, err := store.Renew(t.Context(), held, lease); err != nil {

@@ -43,7 +43,11 @@ func (c Config) usable() time.Duration { return c.Lease * 4 / 5 }
 
 // most lanes that one worker holds: it bounds the memory that lanes take
 // whose buckets hang.
-const maxLanes = 1024
+const maxLanes = 4096
+
+// maxUnsettled bounds the events whose handlers returned before the database
+// could be told.
+const maxUnsettled = 1024
 
 // turn is how long a lane with endless work keeps its place while others wait.
 const turn = time.Second
@@ -55,20 +59,32 @@ type Subscriber struct {
 	config Config
 	topics map[string]chan *message.Message
 
-	kicked  chan struct{}
-	results chan *result
+	// committed says that there may be new events, fetching that lanes may have
+	// more to read or are to be given back.
+	committed, fetching chan struct{}
+	results             chan *result
 
 	mu    sync.Mutex
 	lanes map[int64]*lane
 	queue []*lane // lanes that may have something to start, in turn
 	paces map[int64]*pace
 	free  int
-	slow  int // slots that slow lanes use
+	// unsettled counts events from their start until their end is written.
+	unsettled int
+	slow      int // slots that slow lanes use
 	// alone is the event that runs with nothing beside it; aloneWanted keeps
 	// others from starting until it can.
 	alone, aloneWanted bool
 	draining           bool
-	inFlight           sync.WaitGroup
+	// hurried: lanes are given back as soon as there is nothing to do.
+	hurried bool
+	// behind: there may be events to assign that there was no room for.
+	behind bool
+	// lookOn is when to look for events although there is no room for them,
+	// writeOn when to assign those that take long.
+	lookOn, writeOn time.Time
+	flow            flow
+	inFlight        sync.WaitGroup
 
 	closeOnce sync.Once
 }
@@ -93,14 +109,15 @@ func NewSubscriber(store *Store, config Config) (*Subscriber, error) {
 		return nil, errors.New("the poll interval must be above 0")
 	}
 	s := &Subscriber{
-		store:   store,
-		config:  config,
-		topics:  make(map[string]chan *message.Message),
-		kicked:  make(chan struct{}, 1),
-		results: make(chan *result, config.Concurrency),
-		lanes:   make(map[int64]*lane),
-		paces:   make(map[int64]*pace),
-		free:    config.Concurrency,
+		store:     store,
+		config:    config,
+		topics:    make(map[string]chan *message.Message),
+		committed: make(chan struct{}, 1),
+		fetching:  make(chan struct{}, 1),
+		results:   make(chan *result, maxUnsettled+config.Concurrency),
+		lanes:     make(map[int64]*lane),
+		paces:     make(map[int64]*pace),
+		free:      config.Concurrency,
 	}
 	for _, topic := range events.Types() {
 		s.topics[topic] = make(chan *message.Message)
@@ -128,9 +145,23 @@ func (s *Subscriber) Close() error {
 }
 
 // Wake makes the subscriber look for new events now.
-func (s *Subscriber) Wake() {
+func (s *Subscriber) Wake() { s.lookSoon() }
+
+// Hurry makes the subscriber give lanes back as soon as there is nothing left
+// to do, so that others see at once that it is idle.
+func (s *Subscriber) Hurry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hurried = true
+}
+
+func (s *Subscriber) lookSoon() { poke(s.committed) }
+
+func (s *Subscriber) fetchSoon() { poke(s.fetching) }
+
+func poke(c chan<- struct{}) {
 	select {
-	case s.kicked <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -146,6 +177,7 @@ func (s *Subscriber) Run(ctx context.Context) error {
 	settling.Go(func() { s.settleLoop(work) })
 	renewing.Go(func() { s.renewLoop(work) })
 	fetching.Go(func() { s.fetchLoop(ctx, work) })
+	fetching.Go(func() { s.assignLoop(ctx, work) })
 
 	<-ctx.Done()
 	s.mu.Lock()
@@ -186,9 +218,11 @@ func (s *Subscriber) waitForRunning() {
 func (s *Subscriber) releaseAll(ctx context.Context) error {
 	s.mu.Lock()
 	var held []Holding
+	var taken []*Event
 	for _, l := range s.lanes {
 		if !l.lost {
 			held = append(held, l.holding())
+			taken = append(taken, l.taken()...)
 		}
 		l.end(context.Canceled)
 	}
@@ -197,17 +231,17 @@ func (s *Subscriber) releaseAll(ctx context.Context) error {
 	if len(held) == 0 {
 		return nil
 	}
-	return s.store.Release(ctx, held)
+	return s.store.Release(ctx, held, taken)
 }
 
 // dispatch starts what may start. The mutex is held.
 func (s *Subscriber) dispatch() {
 	const perTurn = 4 // events that a lane starts before the next lane's turn
-	for s.free > 0 && len(s.queue) > 0 && !s.draining && !s.alone {
+	for s.free > 0 && len(s.queue) > 0 && !s.draining && !s.alone && s.unsettled < maxUnsettled {
 		l := s.queue[0]
 		s.queue = s.queue[1:]
 		l.queued = false
-		room := min(l.pace.limit-len(l.schedule.running), s.free, perTurn)
+		room := min(l.pace.limit-l.active, s.free, perTurn)
 		if l.pace.slow {
 			room = min(room, max(s.config.Concurrency/2, 1)-s.slow)
 		}
@@ -238,6 +272,8 @@ func (s *Subscriber) begin(l *lane, e *entry) bool {
 	s.alone, s.aloneWanted = alone, false
 	l.schedule.start(e)
 	s.free--
+	s.unsettled++
+	l.active++
 	if l.pace.slow {
 		s.slow++
 	}
@@ -273,10 +309,38 @@ func (s *Subscriber) deliver(l *lane, e *entry, d *Delivery) {
 		d.verdict = &Verdict{Kind: Yield, Failure: failure.New(failure.Interrupted, failure.Canceled,
 			"the attempt was interrupted: %w", cause)}
 	}
+	s.returned(l, e, d.verdict)
 	s.results <- &result{lane: l, entry: e, settled: Settlement{
 		Event: e.event, Token: l.Token, Worker: s.config.Worker,
 		Started: d.Started, Duration: time.Since(d.Started), Verdict: *d.verdict,
 	}}
+}
+
+// returned frees the slot of a handler, while the end of its event is still to
+// be written: only what must come after that event waits for it.
+func (s *Subscriber) returned(l *lane, e *entry, v *Verdict) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.settling = true
+	l.active--
+	s.free++
+	s.alone = false
+	if e.slow {
+		s.slow--
+		s.enqueueSlow()
+	}
+	switch {
+	case v.Failure != nil && v.Failure.Slows():
+		l.pace.slowed()
+	case v.Kind == Complete:
+		l.pace.succeeded()
+	case v.blocks():
+		l.status.Held = true
+	}
+	if s.lanes[l.LaneID] == l {
+		s.enqueue(l)
+	}
+	s.dispatch()
 }
 
 func (s *Subscriber) handle(l *lane, d *Delivery) error {

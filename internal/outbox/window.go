@@ -113,6 +113,9 @@ func (s *Store) Park(ctx context.Context, holding Holding, running, events []*Ev
 		if leases[holding.LaneID].Token != holding.Token {
 			return ErrLeaseLost
 		}
+		if err := s.writeTaken(ctx, tx, slices.Concat(running, events)); err != nil {
+			return err
+		}
 		for _, e := range running {
 			if err := s.holdRunning(ctx, tx, e); err != nil {
 				return err
@@ -208,7 +211,7 @@ func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error 
 	if err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, s.db.SQL(`DELETE FROM {holds} WHERE sequence IN {ids}`), ids); err != nil {
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`DELETE FROM {holds} WHERE sequence {in_ids}`), ids); err != nil {
 		return err
 	}
 	if err := s.exec(ctx, tx, `
@@ -233,7 +236,7 @@ func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error 
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {outbox} SET parked = false, requeued = true
 			WHERE parked AND next_attempt_at IS NULL AND state = 'available' AND sequence IN (
-				SELECT h.sequence FROM {holds} h WHERE h.lane_id IN {ids})`), ids); err != nil {
+				SELECT h.sequence FROM {holds} h WHERE h.lane_id {in_ids})`), ids); err != nil {
 			return err
 		}
 	}
@@ -251,6 +254,6 @@ func (s *Store) wakeLanes(ctx context.Context, tx *sqlx.Tx, lanes map[int64]bool
 		return err
 	}
 	_, err = tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {lanes} SET wake = wake + 1, ready_at = coalesce(ready_at, {now}) WHERE lane_id IN {ids}`), encoded)
+		UPDATE {lanes} SET wake = wake + 1, ready_at = coalesce(ready_at, {now}) WHERE lane_id {in_ids}`), encoded)
 	return err
 }

@@ -192,7 +192,7 @@ func (w *world) insertRaw(in inserter, service, environment, eventType, data str
 
 func (w *world) assign() outbox.Assigned {
 	w.t.Helper()
-	done, err := w.store.Assign(w.t.Context())
+	done, err := w.store.Assign(w.t.Context(), outbox.Look{})
 	if err != nil {
 		w.t.Fatal(err)
 	}

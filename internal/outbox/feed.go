@@ -1,0 +1,243 @@
+package outbox
+
+import (
+	"context"
+	"time"
+)
+
+// assignLoop finds newly committed events, and takes what it can into memory:
+// what ends soon is then written once, when it ends.
+func (s *Subscriber) assignLoop(ctx, work context.Context) {
+	tick := time.NewTicker(s.config.Poll)
+	defer tick.Stop()
+	pause := time.Duration(0)
+	for ctx.Err() == nil {
+		again, err := s.assign(ctx, work)
+		if err != nil && ctx.Err() == nil {
+			pause = min(2*pause+s.config.Poll, 5*time.Second)
+			s.config.Logger.Error("new events can't be assigned: trying again", "error", err, "in", pause)
+			wait(ctx, pause)
+			continue
+		}
+		pause = 0
+		if again > 0 {
+			wait(ctx, again)
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.committed:
+		case <-tick.C:
+		}
+	}
+}
+
+const (
+	// assignerBusy is how long a worker waits for another one's look to end.
+	assignerBusy = 2 * time.Millisecond
+	// atOnce is next to nothing.
+	atOnce = time.Nanosecond
+)
+
+// assign looks once. It tells after how long to look again; 0 means when there
+// is a reason to.
+func (s *Subscriber) assign(ctx, work context.Context) (again time.Duration, err error) {
+	now := time.Now()
+	if err := s.writeSlow(ctx, now); err != nil {
+		return 0, err
+	}
+	look, ok := s.look(now)
+	if !ok {
+		return 0, nil
+	}
+	asking, cancel := context.WithTimeout(work, s.config.Lease)
+	defer cancel()
+	done, err := s.store.Assign(asking, look)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.feed(work, done, now)
+	}
+	for _, l := range s.lanes {
+		l.feeding = false
+	}
+	s.dispatch()
+	switch {
+	case err != nil:
+		return 0, err
+	case done.Busy:
+		return assignerBusy, nil
+	case done.Created && s.config.Created != nil:
+		s.config.Created()
+	}
+	if len(done.Written) > 0 || len(done.Claimed) > 0 {
+		s.fetchSoon()
+	}
+	s.behind = done.More
+	if done.More {
+		return atOnce, nil
+	}
+	return 0, nil
+}
+
+// look says what to look for now. While the worker has as much as it can start
+// soon, it looks now and then all the same, and what it finds is written: what
+// one customer publishes must not hide what another does.
+func (s *Subscriber) look(now time.Time) (Look, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	room := max(2*s.config.Concurrency, s.flow.recently(now)) - s.offered()
+	if room <= 0 && now.Before(s.lookOn) {
+		s.behind = true
+		return Look{}, false
+	}
+	s.lookOn = now.Add(s.flow.pause())
+	look := Look{Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried, Take: s.taker(room)}
+	if room > 0 {
+		look.Most = min(room, assignBatch)
+	}
+	return look, true
+}
+
+// taker decides, event by event, whether there is room for it: in all, and in
+// the window of its lane.
+func (s *Subscriber) taker(room int) func(*LaneState) bool {
+	newLanes := maxLanes - len(s.lanes)
+	took := make(map[int64]int)
+	return func(found *LaneState) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		n := took[found.LaneID]
+		switch l := s.lanes[found.LaneID]; {
+		case room <= 0:
+			return false
+		case l != nil:
+			if !l.current(found) || n+len(l.schedule.pending) >= l.window() {
+				return false
+			}
+			l.feeding = true
+		case !found.Free() || n >= smallestWindow || n == 0 && newLanes <= 0:
+			return false
+		case n == 0:
+			newLanes--
+		}
+		room--
+		took[found.LaneID]++
+		return true
+	}
+}
+
+// offered is how many events in memory could start if slots were free. The
+// mutex is held.
+func (s *Subscriber) offered() int {
+	offered := 0
+	for _, l := range s.lanes {
+		if !l.status.Held && !l.leaving && !l.pace.slow {
+			offered += min(len(l.schedule.pending), max(l.pace.limit-l.active, 0))
+		}
+	}
+	return offered
+}
+
+// carried lists the taken events above a sequence that are still in memory.
+func (s *Subscriber) carried(after int64) []int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := []int64{}
+	for _, l := range s.lanes {
+		l.schedule.each(func(e *entry) {
+			if e.event.Taken && !e.written && e.event.Sequence > after {
+				list = append(list, e.event.Sequence)
+			}
+		})
+	}
+	return list
+}
+
+// feed puts taken events into their lanes. The mutex is held.
+func (s *Subscriber) feed(work context.Context, done Assigned, asked time.Time) {
+	for _, found := range done.Claimed {
+		l := s.hold(work, found.Lane, asked)
+		l.status, l.drainedWake, l.refill = found.status(), found.Wake, false
+	}
+	for _, e := range done.Taken {
+		l := s.lanes[e.LaneID]
+		if l == nil || l.gone() || l.leaving {
+			s.store.Refind(e.Sequence) // the lane was lost or given back meanwhile
+			continue
+		}
+		l.schedule.add(e, false)
+		s.enqueue(l)
+	}
+	for _, laneID := range done.Written {
+		if l := s.lanes[laneID]; l != nil {
+			l.refill = true
+		}
+	}
+}
+
+// writeAfter is how long a taken event stays in memory alone: most are over
+// by then.
+const writeAfter = time.Second / 5
+
+// writeSlow assigns taken events that take long.
+func (s *Subscriber) writeSlow(ctx context.Context, now time.Time) error {
+	s.mu.Lock()
+	if now.Before(s.writeOn) {
+		s.mu.Unlock()
+		return nil
+	}
+	s.writeOn = now.Add(writeAfter / 2)
+	var held []Holding
+	var slow []*Event
+	var entries []*entry
+	for _, l := range s.laneList() {
+		before := len(slow)
+		l.schedule.each(func(e *entry) {
+			if e.event.Taken && !e.written && !e.settling && now.Sub(e.added) > writeAfter {
+				slow, entries = append(slow, e.event), append(entries, e)
+			}
+		})
+		if len(slow) > before && !l.gone() {
+			held = append(held, l.holding())
+		}
+	}
+	s.mu.Unlock()
+	if len(slow) == 0 {
+		return nil
+	}
+	if err := s.store.Write(ctx, held, slow); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range entries {
+		e.written = true
+	}
+	return nil
+}
+
+// flow measures how fast events end.
+type flow struct {
+	since   time.Time
+	n, rate int
+}
+
+// flowWindow is over which time events are counted.
+const flowWindow = time.Second / 10
+
+// recently is how many events ended in the last full window.
+func (f *flow) recently(now time.Time) int {
+	if passed := now.Sub(f.since); passed >= flowWindow {
+		f.rate = int(int64(f.n) * int64(flowWindow) / int64(passed))
+		f.since, f.n = now, 0
+	}
+	return max(f.rate, f.n)
+}
+
+// pause is how long a worker that has enough to do waits before it looks for
+// more: the longer the faster its events end, since then looking costs them
+// time, and they make room soon.
+func (f *flow) pause() time.Duration {
+	return 20*time.Millisecond + time.Duration(f.rate)*time.Second/8000
+}

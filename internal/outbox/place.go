@@ -1,0 +1,288 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// LaneState is a lane as an assigning look finds it.
+type LaneState struct {
+	Lane
+	Wake             int64  `db:"wake"`
+	Held             bool   `db:"held"`
+	Gate             *int64 `db:"gate_sequence"`
+	DeletedSequence  int64  `db:"deleted_sequence"`
+	TaintedTo        int64  `db:"tainted_to"`
+	SnapshotSequence int64  `db:"snapshot_sequence"`
+	Holds            bool   `db:"holds"`
+	// LeasedBy names the lane's holder, whose lease may have lapsed.
+	LeasedBy *string `db:"leased_by"`
+	Lapsed   bool    `db:"lapsed"`
+	// Idle: nothing waits in it to be read.
+	Idle bool `db:"idle"`
+	// Copying tells that a copy from or into the environment isn't ended.
+	Copying bool `db:"copying"`
+}
+
+// Free tells whether a worker may lease the lane to take its events at once:
+// nobody has it, and nothing in it or about it must be looked up first.
+func (l *LaneState) Free() bool { return l.LeasedBy == nil && l.Idle && l.plain() }
+
+// Current tells whether a holder that has read its lane to the end as of that
+// wake count may take further events.
+func (l *LaneState) Current(token, wake int64) bool {
+	return l.Token == token && l.Wake == wake && l.plain()
+}
+
+func (l *LaneState) plain() bool {
+	return !l.Held && l.Gate == nil && !l.Holds && !l.Copying && l.LapseCount == 0
+}
+
+func (l *LaneState) status() Status {
+	return Status{
+		LaneID: l.LaneID, Token: l.Token, Wake: l.Wake, Held: l.Held, Gate: l.Gate,
+		DeletedSequence: l.DeletedSequence, TaintedTo: l.TaintedTo, SnapshotSequence: l.SnapshotSequence,
+		Holds: l.Holds,
+	}
+}
+
+// place decides what becomes of the events that were found, writes those that
+// stay in the database, and leases lanes for those that are taken.
+func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
+	for _, a := range b.found {
+		b.known[a.environment] = 0
+		if a.created != nil {
+			b.known[environment{a.environment.serviceID, a.created.SourceEnvironmentID}] = 0
+		}
+	}
+	if err := s.laneIDs(ctx, tx, b.known); err != nil {
+		return err
+	}
+	lanes, now, err := s.laneStates(ctx, tx, slices.Sorted(maps.Values(b.known)))
+	if err != nil {
+		return err
+	}
+	p := &placing{batch: b, lanes: lanes, now: now, behind: make(map[int64]bool)}
+	for _, a := range b.found {
+		a.event.LaneID = b.known[a.environment]
+		p.decide(a)
+	}
+	if err := s.write(ctx, tx, p.written); err != nil {
+		return err
+	}
+	if err := s.openCopies(ctx, tx, b); err != nil {
+		return err
+	}
+	for _, a := range p.written {
+		if a.State != Dead {
+			b.done.Written = append(b.done.Written, a.event.LaneID)
+		}
+	}
+	return s.take(ctx, tx, p)
+}
+
+// placing is the state of deciding, event by event in their sequence.
+type placing struct {
+	*batch
+	lanes map[int64]*LaneState
+	now   int64
+	// behind: a written event of the lane comes first and must be read first.
+	behind         map[int64]bool
+	taken, written []*assignment
+}
+
+func (p *placing) decide(a *assignment) {
+	lane := p.lanes[a.event.LaneID]
+	switch {
+	case a.State == Dead:
+		p.written = append(p.written, a)
+	case p.takes(lane, a):
+		p.taken = append(p.taken, a)
+	case p.leaves(lane, a):
+	default:
+		p.behind[lane.LaneID] = true
+		p.written = append(p.written, a)
+	}
+}
+
+func (p *placing) takes(lane *LaneState, a *assignment) bool {
+	return p.look.Take != nil && !p.behind[lane.LaneID] && a.order[0] != Everything && p.look.Take(lane)
+}
+
+// leaves tells whether the event is left for another worker, which holds the
+// lane, to find. A full look leaves it for a while only.
+func (p *placing) leaves(lane *LaneState, a *assignment) bool {
+	return !p.all && lane.LeasedBy != nil && *lane.LeasedBy != p.look.Worker && !lane.Lapsed &&
+		(!p.full || a.event.CreatedAt > p.now-leaveTo.Microseconds())
+}
+
+// leaveTo is how long another worker has to find an event of a lane that it
+// holds.
+const leaveTo = time.Second
+
+func (s *Store) laneStates(ctx context.Context, tx *sqlx.Tx, ids []int64) (map[int64]*LaneState, int64, error) {
+	encoded, err := rows(ids)
+	if err != nil {
+		return nil, 0, err
+	}
+	var found []struct {
+		LaneState
+		Now int64 `db:"now"`
+	}
+	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT `+laneColumns+`, wake, held, gate_sequence, deleted_sequence, tainted_to, snapshot_sequence,
+			leased_by, ready_at IS NULL AS idle, coalesce(leased_until < (SELECT {now}), false) AS lapsed,
+			(SELECT {now}) AS now, EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds,
+			EXISTS (SELECT 1 FROM {copies} c WHERE c.source_lane = l.lane_id AND c.state <> 'ended')
+				OR EXISTS (SELECT 1 FROM {copies} c WHERE c.target_lane = l.lane_id AND c.state <> 'ended') AS copying
+		FROM {lanes} l WHERE lane_id {in_ids}`), encoded); err != nil {
+		return nil, 0, err
+	}
+	lanes := make(map[int64]*LaneState, len(found))
+	var now int64
+	for i := range found {
+		lanes[found[i].LaneID], now = &found[i].LaneState, found[i].Now
+	}
+	return lanes, now, nil
+}
+
+// take leases the lanes of taken events that nobody holds. What can't be
+// leased at once is found again by the next look.
+func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing) error {
+	var free []int64
+	for _, a := range p.taken {
+		if p.lanes[a.event.LaneID].LeasedBy == nil {
+			free = append(free, a.event.LaneID)
+		}
+	}
+	slices.Sort(free)
+	claimed, err := s.claim(ctx, tx, slices.Compact(free), p.look)
+	if err != nil {
+		return err
+	}
+	for _, l := range claimed {
+		state := p.lanes[l.LaneID]
+		state.Lane, state.LeasedBy = l, &p.look.Worker
+		p.done.Claimed = append(p.done.Claimed, state)
+	}
+	for _, a := range p.taken {
+		if p.lanes[a.event.LaneID].LeasedBy == nil {
+			p.refused = append(p.refused, a)
+			continue
+		}
+		a.event.Taken, a.event.MediaID, a.event.Version, a.event.Resources = true, a.MediaID, a.Version, a.Resources
+		p.done.Taken = append(p.done.Taken, a.event)
+	}
+	return nil
+}
+
+func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []int64, look Look) ([]Lane, error) {
+	if len(free) == 0 {
+		return nil, nil
+	}
+	ids, err := rows(free)
+	if err != nil {
+		return nil, err
+	}
+	var claimed []Lane
+	err = tx.SelectContext(ctx, &claimed, s.db.SQL(`
+		UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?, started = true
+		WHERE lane_id IN (
+			SELECT lane_id FROM {lanes} WHERE lane_id {in_ids} AND ready_at IS NULL AND leased_by IS NULL AND NOT held
+			AND gate_sequence IS NULL ORDER BY lane_id {skip_locked})
+		RETURNING `+laneColumns), look.Worker, look.Lease.Microseconds(), ids)
+	return claimed, err
+}
+
+// write puts events into their lanes, and wakes those that have something new
+// to read.
+func (s *Store) write(ctx context.Context, tx *sqlx.Tx, written []*assignment) error {
+	if len(written) == 0 {
+		return nil
+	}
+	lanes := make(map[int64]int64) // highest sequence to be read, 0 if none
+	for _, a := range written {
+		lanes[a.event.LaneID] = max(lanes[a.event.LaneID], 0)
+		if a.State != Dead {
+			lanes[a.event.LaneID] = max(lanes[a.event.LaneID], a.Sequence)
+		}
+	}
+	last, err := s.lastSequences(ctx, tx, slices.Sorted(maps.Keys(lanes)))
+	if err != nil {
+		return err
+	}
+	for _, a := range written {
+		a.LaneID = a.event.LaneID
+		a.Requeued = a.State != Dead && a.Sequence < last[a.LaneID]
+	}
+	if err := s.exec(ctx, tx, `
+		UPDATE {outbox} AS e SET lane_id = v.lane_id, media_id = v.media_id, version = v.version,
+			resources = v.resources, state = v.state, error_class = v.error_class,
+			error_code = v.error_code, error = v.error, requeued = v.requeued,
+			finished_at = CASE WHEN v.state = 'dead' THEN {now} END
+		FROM {rows v(sequence bigint, lane_id bigint, media_id text, version bigint, resources text,
+			state text, error_class text, error_code text, error text, requeued boolean)}
+		WHERE e.sequence = v.sequence AND e.lane_id IS NULL`, written); err != nil {
+		return err
+	}
+	type woken struct {
+		LaneID int64 `json:"lane_id"`
+		Last   int64 `json:"last_sequence"`
+	}
+	var wakes []woken
+	for laneID, highest := range lanes {
+		if highest > 0 {
+			wakes = append(wakes, woken{laneID, highest})
+		}
+	}
+	if len(wakes) == 0 {
+		return nil
+	}
+	return s.exec(ctx, tx, `
+		UPDATE {lanes} AS l SET wake = wake + 1, ready_at = coalesce(ready_at, {now}),
+			last_sequence = CASE WHEN v.last_sequence > l.last_sequence
+				THEN v.last_sequence ELSE l.last_sequence END
+		FROM {rows v(lane_id bigint, last_sequence bigint)} WHERE l.lane_id = v.lane_id`, wakes)
+}
+
+// Write assigns events that the worker has taken, and has not finished: so that
+// operators see where they belong, and that snapshots and successors find
+// them. It changes nothing about events of lanes that the worker has lost.
+func (s *Store) Write(ctx context.Context, held []Holding, taken []*Event) error {
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		leases, err := s.fence(ctx, tx, held, exclusive)
+		if err != nil {
+			return err
+		}
+		var mine []*Event
+		for _, e := range taken {
+			if slices.ContainsFunc(held, func(h Holding) bool { return h.LaneID == e.LaneID && h.Token == leases[e.LaneID].Token }) {
+				mine = append(mine, e)
+			}
+		}
+		return s.writeTaken(ctx, tx, mine)
+	})
+	if err != nil {
+		return fmt.Errorf("assign events that take long: %w", err)
+	}
+	return nil
+}
+
+// writeTaken assigns taken events, whose lanes the caller has locked. Events
+// that were read from their lanes are there already.
+func (s *Store) writeTaken(ctx context.Context, tx *sqlx.Tx, events []*Event) error {
+	var list []*assignment
+	for _, e := range events {
+		if e.Taken {
+			list = append(list, &assignment{
+				Sequence: e.Sequence, State: Available, MediaID: e.MediaID, Version: e.Version, Resources: e.Resources, event: e,
+			})
+		}
+	}
+	return s.write(ctx, tx, list)
+}

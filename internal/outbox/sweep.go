@@ -1,0 +1,113 @@
+package outbox
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/database"
+)
+
+// sweep remembers up to which sequence every event was found, so that the next
+// look begins there. An event may become visible below others that were seen
+// before: its transaction was open for longer. So a sequence counts as passed
+// only once no transaction is open any more that was when it was seen; a look
+// then finds late events in their order, and what has ended is not walked
+// again, however long a transaction elsewhere keeps it from being cleaned up.
+type sweep struct {
+	// passed: every event at or below was found, or belongs to another worker.
+	passed int64
+	marks  []mark
+	fullAt time.Time
+}
+
+// mark is a sequence that was seen, and the transactions that wrote to the
+// outbox at the next look, of which none has been seen to end.
+type mark struct {
+	sequence int64
+	open     []string
+	fresh    bool // open is not known yet
+}
+
+// fullEvery is how often a look begins at the first unassigned event all the
+// same, and fullShare how many times longer than the last such look at least:
+// it finds what a worker that died had taken, and sequences that were given
+// out of turn.
+const (
+	fullEvery = time.Second
+	fullShare = 20
+)
+
+// from tells above which sequence to look, and whether that is a full look.
+func (w *sweep) from(now time.Time) (sequence int64, full bool) {
+	if !now.Before(w.fullAt) {
+		return 0, true
+	}
+	return w.passed, false
+}
+
+// looked notes a look that began while those transactions were open, and found
+// all that is visible up to the highest sequence. Where it is not complete,
+// there is more above.
+func (w *sweep) looked(open []string, highest int64, complete bool) {
+	closed := int64(0)
+	kept := w.marks[:0]
+	for _, m := range w.marks {
+		if m.fresh {
+			m.open = slices.Clone(open)
+		} else {
+			m.open = slices.DeleteFunc(m.open, func(tx string) bool { return !slices.Contains(open, tx) })
+		}
+		if len(m.open) == 0 {
+			closed = max(closed, m.sequence) // what they wrote is visible: this look found it
+		} else {
+			kept = append(kept, mark{sequence: m.sequence, open: m.open})
+		}
+	}
+	w.marks = kept
+	if !complete {
+		closed = min(closed, highest)
+	}
+	w.passed = max(w.passed, closed)
+	if n := len(w.marks); highest > w.passed && (n == 0 || highest > w.marks[n-1].sequence) {
+		w.marks = append(w.marks, mark{sequence: highest, fresh: true})
+	}
+	w.merge()
+}
+
+// merge keeps the marks few while a transaction stays open for long: of those
+// that wait for the same ones, the last counts.
+func (w *sweep) merge() {
+	merged := w.marks[:0]
+	for i, m := range w.marks {
+		if i+1 < len(w.marks) && !m.fresh && slices.Equal(m.open, w.marks[i+1].open) && !w.marks[i+1].fresh {
+			continue
+		}
+		merged = append(merged, m)
+	}
+	w.marks = merged
+}
+
+// back makes the next look find an event again that was found and let go.
+func (w *sweep) back(sequence int64) {
+	w.passed = min(w.passed, sequence-1)
+	w.marks = nil
+}
+
+// openWriters lists the other transactions that have written to the outbox, or
+// are about to, and have not ended. A publisher's lock on the table is there
+// before its sequences are given out and until after they are visible.
+func (s *Store) openWriters(ctx context.Context, tx *sqlx.Tx) ([]string, error) {
+	if s.db.Dialect == database.SQLite {
+		return nil, nil // one writer at a time: sequences become visible in order
+	}
+	var open []string
+	err := tx.SelectContext(ctx, &open, s.db.SQL(`
+		SELECT virtualtransaction FROM pg_locks
+		WHERE locktype = 'relation' AND relation = CAST(? AS regclass) AND mode = 'RowExclusiveLock'
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND pid IS DISTINCT FROM pg_backend_pid() ORDER BY virtualtransaction`), s.db.SQL(`{outbox}`))
+	return open, err
+}
