@@ -97,15 +97,17 @@ func (s *Subscriber) rotate(ctx context.Context) error {
 }
 
 // linger is how long a drained lane is kept: its next event then starts at
-// once, and costs no lease of its own.
-const linger = time.Second / 4
+// once, and costs no lease of its own. A worker that has no slot left doesn't
+// keep from others what comes next.
+const linger = time.Second
 
 // giveBack releases lanes that are drained, held, lost or have had their turn.
 func (s *Subscriber) giveBack(work context.Context) error {
 	now := time.Now()
 	s.mu.Lock()
 	keep := linger
-	if s.hurried && !s.behind && !s.busy() || len(s.lanes) > maxLanes-s.config.Concurrency {
+	if s.hurried && !s.behind && !s.busy() || len(s.lanes) > maxLanes-s.config.Concurrency ||
+		s.free == 0 && now.Sub(s.otherSeen) < 10*linger {
 		keep = 0
 	}
 	var held []Holding

@@ -66,6 +66,7 @@ func (s *Subscriber) assign(ctx, work context.Context) (again time.Duration, err
 	case err != nil:
 		return 0, err
 	case done.Busy:
+		s.otherSeen = now
 		return assignerBusy, nil
 	case done.Created && s.config.Created != nil:
 		s.config.Created()

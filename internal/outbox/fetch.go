@@ -14,7 +14,7 @@ import (
 
 func readMetadata(data []byte) (message.Metadata, error) {
 	metadata := message.Metadata{}
-	if len(data) == 0 {
+	if len(data) == 0 || string(data) == "{}" {
 		return metadata, nil
 	}
 	if err := json.Unmarshal(data, &metadata); err != nil {
@@ -138,7 +138,7 @@ func (s *Subscriber) refill(ctx context.Context, all bool) error {
 	s.mu.Lock()
 	look := make(map[int64]*lane)
 	for _, l := range s.lanes {
-		if all || l.refill && (len(l.schedule.pending) < l.window()/2 || l.schedule.stale()) {
+		if all || l.wantsMore() {
 			look[l.LaneID] = l
 			l.ended, l.reading = make(map[int64]bool), true
 		}

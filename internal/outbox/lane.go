@@ -105,6 +105,11 @@ func (l *lane) current(found *LaneState) bool {
 		found.Current(l.Token, l.drainedWake)
 }
 
+// wantsMore tells whether it is time to read on.
+func (l *lane) wantsMore() bool {
+	return l.refill && (len(l.schedule.pending) < l.window()/2 || l.schedule.stale())
+}
+
 // taken lists the events in memory that may not be assigned in the database.
 func (l *lane) taken() []*Event {
 	var list []*Event

@@ -20,6 +20,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/database"
 )
 
@@ -72,6 +73,8 @@ type Event struct {
 	// Taken tells that its worker took it before it was assigned in the
 	// database: that may still be to be done.
 	Taken bool `db:"-"`
+	// Parsed is what Data says, where it was read already.
+	Parsed events.Event `db:"-"`
 }
 
 // Media is the ID of the event's media, empty for an environment's event.

@@ -47,7 +47,21 @@ func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
 	if s.behind {
 		s.lookSoon()
 	}
-	s.fetchSoon()
+	if s.wantsFetch(batch) {
+		s.fetchSoon()
+	}
+}
+
+// wantsFetch tells whether the fetch loop has something to do at once in lanes
+// of settled events: to read on, or to give them back. The mutex is held.
+func (s *Subscriber) wantsFetch(batch []*result) bool {
+	if s.hurried && !s.behind && s.unsettled == 0 {
+		return true
+	}
+	return slices.ContainsFunc(batch, func(r *result) bool {
+		l := r.lane
+		return l.wantsMore() || l.leaving || l.status.Held || l.ctx.Err() != nil
+	})
 }
 
 // settleSafely tries again while the database is away and a lease is left. A

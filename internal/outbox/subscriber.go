@@ -84,7 +84,9 @@ type Subscriber struct {
 	// writeOn when to assign those that take long.
 	lookOn, writeOn time.Time
 	flow            flow
-	inFlight        sync.WaitGroup
+	// otherSeen is when another worker was last met.
+	otherSeen time.Time
+	inFlight  sync.WaitGroup
 
 	closeOnce sync.Once
 }
@@ -351,12 +353,10 @@ func (s *Subscriber) handle(l *lane, d *Delivery) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithCancel(l.ctx)
-	defer cancel()
-	if ctx.Err() != nil {
+	if l.ctx.Err() != nil {
 		return nil
 	}
-	msg := message.NewMessageWithContext(WithDelivery(ctx, d), d.Event.EventID, d.Event.Data)
+	msg := message.NewMessageWithContext(WithDelivery(l.ctx, d), d.Event.EventID, d.Event.Data)
 	metadata, err := readMetadata(d.Event.Metadata)
 	if err != nil {
 		s.config.Logger.Warn("metadata of an event can't be read", "event_id", d.Event.EventID, "error", err)
@@ -364,7 +364,7 @@ func (s *Subscriber) handle(l *lane, d *Delivery) error {
 	msg.Metadata = metadata
 	select {
 	case s.topics[d.Event.Type] <- msg:
-	case <-ctx.Done():
+	case <-l.ctx.Done():
 		return nil
 	}
 	// The handler honours the context; its answer is waited for all the same,
