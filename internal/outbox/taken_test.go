@@ -1,0 +1,183 @@
+package outbox_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// take looks for new events as a worker does that has room for all of lanes
+// that nobody holds, and carries what it took before.
+func (w *world) take(worker string, carried ...int64) outbox.Assigned {
+	w.t.Helper()
+	done, err := w.store.Assign(w.t.Context(), outbox.Look{
+		Worker: worker, Lease: lease, Take: (*outbox.LaneState).Free,
+		Carried: func(int64) []int64 { return append([]int64{}, carried...) },
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return done
+}
+
+func (w *world) assigned() []int64 {
+	w.t.Helper()
+	return all[int64](w, `SELECT sequence FROM {outbox} WHERE lane_id IS NOT NULL ORDER BY sequence`)
+}
+
+func TestTakenEventsAreWrittenOnceWhenTheyEnd(t *testing.T) {
+	each(t, func(w *world) {
+		published := w.publish("s", touch("a"), touch("b"))
+		taken := w.take("w")
+		if diff := cmp.Diff(published, sequences(taken.Taken)); diff != "" {
+			w.t.Fatal(diff)
+		}
+		if got := w.assigned(); len(got) > 0 || len(taken.Claimed) != 1 {
+			w.t.Fatalf("%v are written, %d lanes leased", got, len(taken.Claimed))
+		}
+		lane := taken.Claimed[0].Lane
+		for i, verdict := range []outbox.Verdict{done, retryIn(time.Hour)} {
+			w.settleEvent(lane, taken.Taken[i], verdict)
+		}
+		if diff := cmp.Diff([]string{"completed done", "retryable server_error"}, []string{w.state(published[0]), w.state(published[1])}); diff != "" {
+			w.t.Error(diff)
+		}
+		if diff := cmp.Diff(published, w.assigned()); diff != "" {
+			w.t.Error(diff)
+		}
+		if got := one[string](w, `SELECT media_id FROM {outbox} WHERE sequence = ?`, published[0]); got != "a" {
+			w.t.Errorf("the media is %q", got)
+		}
+	})
+}
+
+// Its lane must be taken over, and what was taken looked for again: nothing
+// else tells of it.
+func TestWhatADeadWorkerHadTakenRunsAgain(t *testing.T) {
+	each(t, func(w *world) {
+		published := w.publish("s", touch("a"), touch("b"))
+		old := w.take("w").Claimed[0].Lane
+		later := w.publish("s", touch("a"))
+		w.lapse(old.LaneID)
+		lane := w.takeOver("next")[0]
+		w.store.Refind(0)
+		w.assign()
+		if diff := cmp.Diff(append(published, later...), sequences(w.read(lane.LaneID))); diff != "" {
+			w.t.Error(diff)
+		}
+		if status := w.status(lane.LaneID); status.TaintedTo < published[1] {
+			w.t.Errorf("events up to %d may have begun, not only %d", published[1], status.TaintedTo)
+		}
+	})
+}
+
+func TestWhatIsGivenBackUnfinishedIsReadByTheNext(t *testing.T) {
+	each(t, func(w *world) {
+		published := w.publish("s", touch("a"), touch("b"))
+		taken := w.take("w")
+		lane := taken.Claimed[0].Lane
+		w.settleEvent(lane, taken.Taken[0], done)
+		if err := w.store.Release(w.t.Context(), []outbox.Holding{{LaneID: lane.LaneID, Token: lane.Token, SeenWake: taken.Claimed[0].Wake}},
+			taken.Taken[1:]); err != nil {
+			w.t.Fatal(err)
+		}
+		next := w.claim("next")
+		if len(next) != 1 {
+			w.t.Fatalf("claimed %d lanes, want 1", len(next))
+		}
+		if diff := cmp.Diff(published[1:], sequences(w.read(lane.LaneID))); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+func TestNothingIsTakenAheadOfWhatComesBefore(t *testing.T) {
+	for name, before := range map[string]func(w *world){
+		"an event to be read": func(w *world) { w.publish("s", touch("b")); w.assign() },
+		"a parked event":      func(w *world) { w.exec(`INSERT INTO {holds} VALUES (1, 'm:x', 1)`) },
+		"a pause":             func(w *world) { w.exec(`UPDATE {lanes} SET held = true`) },
+		"a lease that lapsed": func(w *world) { w.exec(`UPDATE {lanes} SET leased_by = 'dead', leased_until = 1`) },
+		"a snapshot that is due": func(w *world) {
+			w.publishIn("s", "new", events.EnvironmentCreated{EnvironmentServiceID: "new"})
+			w.assign()
+		},
+		"a copy": func(w *world) {
+			w.exec(`INSERT INTO {copies} (sequence, source_lane, target_lane, environment_service_id, state, created_at)
+				VALUES (1, 1, 99, 'x', 'active', 0)`)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(w *world) {
+				w.exec(`INSERT INTO {lanes} (service_id, environment_id) VALUES ('s', '')`)
+				before(w)
+				event := w.publish("s", touch("a"))[0]
+				if taken := w.take("w"); len(taken.Taken) > 0 {
+					w.t.Errorf("took %v\n%s", sequences(taken.Taken), w.dump())
+				}
+				if one[*int64](w, `SELECT lane_id FROM {outbox} WHERE sequence = ?`, event) == nil {
+					w.t.Error("the event was neither taken nor written")
+				}
+			})
+		})
+	}
+}
+
+// A snapshot looks for unfinished events in the database.
+func TestTheEventsBeforeASnapshotAreInTheirLane(t *testing.T) {
+	each(t, func(w *world) {
+		before := w.publish("s", touch("a"), touch("b"))
+		w.take("w")
+		copying := w.publishIn("s", "new", events.EnvironmentCreated{EnvironmentServiceID: "new"})
+		if done := w.take("w", before...); !done.Created || len(done.Taken) > 0 {
+			w.t.Errorf("created: %v, took %v", done.Created, sequences(done.Taken))
+		}
+		if diff := cmp.Diff(append(before, copying...), w.assigned()); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+// Until a taken event is written, nobody can tell of which media it is.
+func TestATakenEventCountsAsUnfinishedForEveryMediaOfItsEnvironment(t *testing.T) {
+	each(t, func(w *world) {
+		first := w.publish("s", touch("a"))[0]
+		lane := w.take("w").Claimed[0].LaneID
+		for before, want := range map[int64]bool{first: false, first + 1: true} {
+			if got, err := w.store.Unfinished(w.t.Context(), lane, "other", before); err != nil || got != want {
+				w.t.Errorf("before %d: %v, %v; want %v", before, got, err, want)
+			}
+		}
+	})
+}
+
+// The CMS commits one event of a media late, and then publishes the next.
+func TestALateEventIsFoundWithWhatWasPublishedAfterIt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.assign() // a full look; the others begin where the last ones got to
+	late, err := w.db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Rollback()
+	first := w.insert(late, "s", "", touch("a"))
+	for range 5 {
+		w.publish("s", touch("b"))
+		w.assign()
+	}
+	if err := late.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	next := w.publish("s", touch("a"))[0]
+	w.assign()
+	for _, sequence := range []int64{first, next} {
+		if one[*int64](w, `SELECT lane_id FROM {outbox} WHERE sequence = ?`, sequence) == nil {
+			t.Errorf("event %d was not found\n%s", sequence, w.dump())
+		}
+	}
+}
