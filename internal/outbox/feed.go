@@ -87,7 +87,7 @@ func (s *Subscriber) assign(ctx, work context.Context) (again time.Duration, err
 func (s *Subscriber) look(now time.Time) (Look, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	room := max(2*s.config.Concurrency, s.flow.recently(now)) - s.offered()
+	room := max(4*s.config.Concurrency, s.flow.recently(now)) - s.offered()
 	if room <= 0 && now.Before(s.lookOn) {
 		s.behind = true
 		return Look{}, false
@@ -240,5 +240,5 @@ func (f *flow) recently(now time.Time) int {
 // more: the longer the faster its events end, since then looking costs them
 // time, and they make room soon.
 func (f *flow) pause() time.Duration {
-	return 20*time.Millisecond + time.Duration(f.rate)*time.Second/8000
+	return flowWindow/2 + time.Duration(f.rate)*time.Second/8000
 }
