@@ -13,7 +13,6 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/ownbucket/ownbucket/events"
-	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
@@ -90,13 +89,11 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	var open []string
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) (err error) {
 		b = &batch{look: look, full: full, all: look.Worker == "", known: make(map[environment]int64), done: Assigned{Busy: true}}
-		if mine, err := s.assigner(ctx, tx); err != nil || !mine {
+		mine := false
+		if mine, open, err = s.assigner(ctx, tx); err != nil || !mine {
 			return err
 		}
 		b.done.Busy = false
-		if open, err = s.openWriters(ctx, tx); err != nil {
-			return err
-		}
 		if err := s.find(ctx, tx, b, after); err != nil || len(b.found) == 0 {
 			return err
 		}
@@ -205,17 +202,6 @@ func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after in
 		b.highest = max(b.highest, e.Sequence)
 	}
 	return nil
-}
-
-// assigner takes the right to assign until the transaction ends.
-func (s *Store) assigner(ctx context.Context, tx *sqlx.Tx) (bool, error) {
-	if s.db.Dialect == database.SQLite {
-		return true, nil
-	}
-	var mine bool
-	err := tx.GetContext(ctx, &mine, `SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))`,
-		s.db.Schema+".outbox.assign")
-	return mine, err
 }
 
 // assign reads what a lane needs to know of an event off its payload.

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -96,18 +97,21 @@ func (w *sweep) back(sequence int64) {
 	w.marks = nil
 }
 
-// openWriters lists the other transactions that have written to the outbox, or
-// are about to, and have not ended. A publisher's lock on the table is there
-// before its sequences are given out and until after they are visible.
-func (s *Store) openWriters(ctx context.Context, tx *sqlx.Tx) ([]string, error) {
+// assigner takes the right to assign until the transaction ends, and lists the
+// other transactions that have written to the outbox, or are about to, and
+// have not ended. A publisher's lock on the table is there before its
+// sequences are given out and until after they are visible.
+func (s *Store) assigner(ctx context.Context, tx *sqlx.Tx) (mine bool, open []string, err error) {
 	if s.db.Dialect == database.SQLite {
-		return nil, nil // one writer at a time: sequences become visible in order
+		return true, nil, nil // one writer at a time: sequences become visible in order
 	}
-	var open []string
-	err := tx.SelectContext(ctx, &open, s.db.SQL(`
-		SELECT virtualtransaction FROM pg_locks
-		WHERE locktype = 'relation' AND relation = CAST(? AS regclass) AND mode = 'RowExclusiveLock'
-		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-		AND pid IS DISTINCT FROM pg_backend_pid() ORDER BY virtualtransaction`), s.db.SQL(`{outbox}`))
-	return open, err
+	var names string
+	err = tx.QueryRowxContext(ctx, s.db.SQL(`
+		SELECT pg_try_advisory_xact_lock(hashtextextended(?, 0)),
+			coalesce((SELECT string_agg(virtualtransaction, ' ' ORDER BY virtualtransaction) FROM pg_locks
+				WHERE locktype = 'relation' AND relation = CAST(? AS regclass) AND mode = 'RowExclusiveLock'
+				AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+				AND pid IS DISTINCT FROM pg_backend_pid()), '')`),
+		s.db.Schema+".outbox.assign", s.db.SQL(`{outbox}`)).Scan(&mine, &names)
+	return mine, strings.Fields(names), err
 }
