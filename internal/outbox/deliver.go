@@ -39,6 +39,9 @@ func (s *Subscriber) returned(l *lane, e *entry, v *Verdict) {
 	l.active--
 	s.free++
 	s.alone = false
+	if l.active >= startingPace {
+		s.giveSlotBack()
+	}
 	if e.slow {
 		s.slow--
 		s.enqueueSlow()

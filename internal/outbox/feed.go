@@ -131,13 +131,17 @@ func (s *Subscriber) taker(room int) func(*LaneState) bool {
 // offered is how many events in memory could start if slots were free. The
 // mutex is held.
 func (s *Subscriber) offered() int {
-	offered := 0
+	own, borrowing := 0, 0
 	for _, l := range s.lanes {
-		if !l.status.Held && !l.leaving && !l.pace.slow {
-			offered += min(len(l.schedule.pending), max(l.pace.limit-l.active, 0))
+		if l.status.Held || l.leaving || l.pace.slow {
+			continue
 		}
+		n := min(len(l.schedule.pending), max(l.pace.limit-l.active, 0))
+		atStart := min(n, max(startingPace-l.active, 0))
+		own += atStart
+		borrowing += n - atStart
 	}
-	return offered
+	return own + min(borrowing, s.config.borrowable()-s.borrowed)
 }
 
 // carried lists the taken events above a sequence that are still in memory.

@@ -40,6 +40,8 @@ type lane struct {
 	emptied time.Time
 	// queued: the lane stands in the dispatch queue.
 	queued bool
+	// borrowing: it waits for a slot above the starting pace.
+	borrowing bool
 	// leaving: it is given back as soon as nothing runs.
 	leaving bool
 	// lost: the end of one of its events could not be written, so that it must

@@ -40,6 +40,12 @@ type Config struct {
 // renewal has succeeded a fifth of the lease before its end.
 func (c Config) usable() time.Duration { return c.Lease * 4 / 5 }
 
+// borrowable is how many slots integrations together may use above the
+// starting pace: those of them whose buckets begin to hang keep what they have
+// until their calls time out, and must leave some to the others. Where one
+// alone may have more, it may have it.
+func (c Config) borrowable() int { return max(c.Concurrency/2, c.LaneConcurrency-startingPace) }
+
 // most lanes that one worker holds: it bounds the memory that lanes take
 // whose buckets hang.
 const maxLanes = 4096
@@ -71,6 +77,10 @@ type Subscriber struct {
 	// unsettled counts events from their start until their end is written.
 	unsettled int
 	slow      int // slots that slow lanes use
+	// borrowed are the slots that lanes use above the starting pace; borrowers
+	// are lanes that wait for one.
+	borrowed  int
+	borrowers []*lane
 	// alone is the event that runs with nothing beside it; aloneWanted keeps
 	// others from starting until it can.
 	alone, aloneWanted bool
@@ -246,6 +256,10 @@ func (s *Subscriber) dispatch() {
 		if l.pace.slow {
 			room = min(room, max(s.config.Concurrency/2, 1)-s.slow)
 		}
+		if able := max(startingPace-l.active, 0) + s.config.borrowable() - s.borrowed; room > able {
+			room = able
+			s.awaitSlot(l)
+		}
 		if room <= 0 || l.status.Held || l.leaving || l.ctx.Err() != nil || s.lanes[l.LaneID] != l {
 			continue // queued again when something of it ends
 		}
@@ -279,6 +293,9 @@ func (s *Subscriber) begin(l *lane, e *entry) bool {
 		s.slow++
 	}
 	e.slow = l.pace.slow
+	if l.active > startingPace {
+		s.borrowed++
+	}
 	d := &Delivery{
 		Event:           e.event,
 		MayHaveRun:      e.event.RecordedCount > 0 || e.event.Sequence <= l.status.TaintedTo,
@@ -288,6 +305,26 @@ func (s *Subscriber) begin(l *lane, e *entry) bool {
 	}
 	s.inFlight.Go(func() { s.deliver(l, e, d) })
 	return true
+}
+
+// awaitSlot keeps a lane that could use a slot which others have borrowed.
+func (s *Subscriber) awaitSlot(l *lane) {
+	if !l.borrowing {
+		l.borrowing = true
+		s.borrowers = append(s.borrowers, l)
+	}
+}
+
+// giveSlotBack lets lanes try again for a slot that one of them borrowed.
+func (s *Subscriber) giveSlotBack() {
+	s.borrowed--
+	for _, l := range s.borrowers {
+		l.borrowing = false
+		if s.lanes[l.LaneID] == l {
+			s.enqueue(l)
+		}
+	}
+	s.borrowers = s.borrowers[:0]
 }
 
 func (s *Subscriber) enqueue(l *lane) {

@@ -1,0 +1,29 @@
+package outbox_test
+
+import (
+	"strconv"
+	"testing"
+
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// Integrations that are busy with all that they may have hang from one moment
+// to the next. Until their calls time out nothing tells that they are slow:
+// there must be slots for others all the same.
+func TestLanesThatBeginToHangDelayNoOther(t *testing.T) {
+	each(t, func(w *world) {
+		const busy = 4
+		for i := range busy {
+			w.publishMany("busy "+strconv.Itoa(i), 100)
+		}
+		h := newHands()
+		start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency, c.LaneConcurrency = 20, 6 }), h.handle)
+		w.ends("all have become fast", h, done, func() bool {
+			return one[int](w, `SELECT count(*) FROM (SELECT 1 FROM {outbox} WHERE state = 'completed'
+				GROUP BY lane_id HAVING count(*) >= 10) AS fast`) == busy
+		})
+		w.settles(h) // from now on nothing of theirs is answered
+		w.publishMany("healthy", 3)
+		w.await("the healthy one's run", func() bool { return h.runningOf("healthy") == 2 })
+	})
+}

@@ -1,0 +1,218 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"pgregory.net/rapid"
+
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// Two of the CMS's transactions are open at the same time and publish for the
+// same tenant, even about the same media and environments: neither ever waits,
+// for the other or for a worker, whichever ends first and however.
+func TestTransactionsOfOneTenantPublishAndEndWithoutWaiting(t *testing.T) {
+	t.Parallel()
+	workers := map[string]func(w *world) (end func()){
+		"no worker":                    func(*world) func() { return func() {} },
+		"workers run":                  (*world).workersRun,
+		"a worker is in an assignment": (*world).stuckAssigning,
+		"a worker is in a settlement":  (*world).stuckSettling,
+	}
+	for name, begin := range workers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, dbtest.PostgreSQL(t))
+			w.publish("s", touch("a"))
+			w.assign() // the lane exists
+			end := begin(w)
+			rapid.Check(t, func(t *rapid.T) { publishTogether(t, w) })
+			end()
+			w.await("what was published is in its lanes", func() bool {
+				w.assign()
+				return one[int](w, `SELECT count(*) FROM {outbox} WHERE lane_id IS NULL`) == 0
+			})
+		})
+	}
+}
+
+func publishTogether(t *rapid.T, w *world) {
+	both := []*publishing{w.beginPublishing(), w.beginPublishing()}
+	for range rapid.IntRange(2, 6).Draw(t, "statements") {
+		of := rapid.IntRange(0, 1).Draw(t, "transaction")
+		both[of].publish(rapid.SliceOfN(rapid.Custom(anyEvent), 1, 4).Draw(t, "events")...)
+	}
+	first := rapid.IntRange(0, 1).Draw(t, "ends first")
+	for _, p := range []*publishing{both[first], both[1-first]} {
+		p.end(rapid.Bool().Draw(t, "commits"))
+	}
+}
+
+func anyEvent(t *rapid.T) events.Envelope {
+	medias := rapid.SampledFrom([]string{"a", "b"})
+	version := events.NewVersion(time.UnixMicro(1_750_000_000_000_000))
+	list := []events.Event{
+		touch(medias.Draw(t, "media")),
+		touch(medias.Draw(t, "media"), "one.png", "two.png"),
+		events.MediaUploaded{MediaID: medias.Draw(t, "media"), FileName: "one.png", ContentType: "image/png",
+			Source: "file:one.png", Version: version},
+		events.EnvironmentCreated{SourceEnvironmentID: "", EnvironmentServiceID: "s-e"},
+		events.EnvironmentDeleted{},
+	}
+	e := events.Envelope{ServiceID: "s", Event: rapid.SampledFrom(list).Draw(t, "event")}
+	if e.Event.Media() == "" {
+		e.EnvironmentID = "e"
+	}
+	return e
+}
+
+// workersRun has two workers complete whatever is published.
+func (w *world) workersRun() func() {
+	var list []*worker
+	for i := range 2 {
+		list = append(list, start(w.t, w.another(), configured(fmt.Sprint("w", i)),
+			func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done }))
+	}
+	return func() {
+		for _, worker := range list {
+			if err := worker.stop(); err != nil {
+				w.t.Error(err)
+			}
+		}
+	}
+}
+
+// stuckAssigning leaves a worker in the middle of its assigning transaction:
+// somebody else has the lane's row.
+func (w *world) stuckAssigning() func() {
+	w.publish("s", touch("a"))
+	other, err := w.db.BeginTxx(w.t.Context(), nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = other.Rollback() })
+	if _, err := other.ExecContext(w.t.Context(), w.db.SQL(`SELECT 1 FROM {lanes} FOR UPDATE`)); err != nil {
+		w.t.Fatal(err)
+	}
+	assigned := make(chan error, 1)
+	go func() {
+		_, err := w.store.Assign(w.t.Context(), outbox.Look{})
+		assigned <- err
+	}()
+	w.await("it waits for the lane", func() bool {
+		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
+	})
+	return func() {
+		if err := errors.Join(other.Rollback(), <-assigned); err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+// stuckSettling leaves a worker in the middle of a settlement, with all the
+// locks that it takes.
+func (w *world) stuckSettling() func() {
+	reached, release := make(chan struct{}), make(chan struct{})
+	arrive := sync.OnceFunc(func() { close(reached) })
+	store := outbox.New(w.db, &recorder{db: w.db, refuse: func(*outbox.Settlement) error {
+		arrive()
+		select {
+		case <-release:
+		case <-w.t.Context().Done():
+		}
+		return nil
+	}})
+	lane := w.claim("w")[0]
+	settled := make(chan error, 1)
+	e := w.read(lane.LaneID)[0]
+	go func() {
+		settled <- store.Settle(w.t.Context(), []*outbox.Settlement{settlement(lane, e, retryIn(time.Hour))})
+	}()
+	<-reached
+	return func() {
+		close(release)
+		if err := <-settled; err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+// publishing is one of the CMS's transactions.
+type publishing struct {
+	w         *world
+	tx        *sqlx.Tx
+	pid       int
+	publisher *events.Publisher
+}
+
+func (w *world) beginPublishing() *publishing {
+	tx, err := w.db.BeginTxx(w.t.Context(), nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = tx.Rollback() })
+	p := &publishing{w: w, tx: tx}
+	if err := tx.GetContext(w.t.Context(), &p.pid, `SELECT pg_backend_pid()`); err != nil {
+		w.t.Fatal(err)
+	}
+	p.publisher, err = events.NewPublisher(tx, events.PublisherOptions{Dialect: events.PostgreSQL, Schema: w.db.Schema})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return p
+}
+
+func (p *publishing) publish(list ...events.Envelope) {
+	p.neverWaits(func() error {
+		_, err := p.publisher.Publish(p.w.t.Context(), list...)
+		return err
+	})
+}
+
+func (p *publishing) end(commit bool) {
+	if commit {
+		p.neverWaits(p.tx.Commit)
+	} else {
+		p.neverWaits(p.tx.Rollback)
+	}
+}
+
+// waits are the locks that a session doesn't get because others of this
+// database have them. Extending a table's file is over in a moment, whatever
+// the others do next.
+const waits = `
+	SELECT concat_ws(' ', l.mode, 'of', l.locktype, l.relation::regclass::text,
+		'while', a.pid, 'is', a.state, 'in:', a.query)
+	FROM pg_locks l JOIN pg_stat_activity a ON a.pid = ANY (pg_blocking_pids(l.pid))
+	WHERE l.pid = ? AND NOT l.granted AND l.locktype <> 'extend' AND a.datname = current_database()`
+
+// neverWaits fails the test as soon as the transaction has to wait.
+func (p *publishing) neverWaits(do func() error) {
+	p.w.t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- do() }()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-ended:
+			if err != nil {
+				p.w.t.Fatal(err)
+			}
+			return
+		case <-tick.C:
+		}
+		if list := all[string](p.w, waits, p.pid); len(list) > 0 {
+			p.w.t.Fatalf("a publisher waits for %v", list)
+		}
+	}
+}
