@@ -68,8 +68,10 @@ func (s *Subscriber) handle(l *lane, d *Delivery) error {
 			return err
 		}
 	}
-	if l.ctx.Err() != nil {
+	select {
+	case <-l.ctx.Done(): // the lane was lost between its start and here
 		return nil
+	default:
 	}
 	msg := message.NewMessageWithContext(WithDelivery(l.ctx, d), d.Event.EventID, d.Event.Data)
 	metadata, err := readMetadata(d.Event.Metadata)
