@@ -87,8 +87,9 @@ func (s *Subscriber) assign(ctx, work context.Context) (again time.Duration, err
 func (s *Subscriber) look(now time.Time) (Look, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	room := max(4*s.config.Concurrency, s.flow.recently(now)) - s.offered()
-	if room <= 0 && now.Before(s.lookOn) {
+	budget := max(4*s.config.Concurrency, s.flow.recently(now))
+	room := budget - s.offered()
+	if room < budget/4 && now.Before(s.lookOn) {
 		s.behind = true
 		return Look{}, false
 	}
@@ -99,6 +100,11 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 	}
 	return look, true
 }
+
+// takenWindows is how many times more events than it would read a lane may
+// have in memory because they were taken: what there is no room for must be
+// written, and what comes after it be read.
+const takenWindows = 4
 
 // taker decides, event by event, whether there is room for it: in all, and in
 // the window of its lane.
@@ -113,11 +119,11 @@ func (s *Subscriber) taker(room int) func(*LaneState) bool {
 		case room <= 0:
 			return false
 		case l != nil:
-			if !l.current(found) || n+len(l.schedule.pending) >= l.window() {
+			if !l.current(found) || n+len(l.schedule.pending) >= takenWindows*l.window() {
 				return false
 			}
 			l.feeding = true
-		case !found.Free() || n >= smallestWindow || n == 0 && newLanes <= 0:
+		case !found.Free() || n >= takenWindows*smallestWindow || n == 0 && newLanes <= 0:
 			return false
 		case n == 0:
 			newLanes--
@@ -238,6 +244,13 @@ func (f *flow) recently(now time.Time) int {
 		f.since, f.n = now, 0
 	}
 	return max(f.rate, f.n)
+}
+
+// recently is how many events ended in the last tenth of a second.
+func (s *Subscriber) recently() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flow.recently(time.Now())
 }
 
 // pause is how long a worker that has enough to do waits before it looks for

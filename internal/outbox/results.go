@@ -10,11 +10,18 @@ import (
 )
 
 // settleLoop writes results in batches: while one transaction runs, the next
-// batch gathers.
+// batch gathers. Where many events end, it waits for a few more.
 func (s *Subscriber) settleLoop(ctx context.Context) {
-	const most = 512
+	const (
+		most   = 512
+		gather = 4 * time.Millisecond
+		many   = 10 // in that time
+	)
 	for first := range s.results {
 		batch := []*result{first}
+		if n := len(s.results); n < many && s.recently() > many*int(flowWindow/gather) {
+			wait(ctx, gather)
+		}
 	gather:
 		for len(batch) < most {
 			select {
