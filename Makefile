@@ -15,7 +15,7 @@ VERSITYGW_VERSION     := v1.8.0
 MOTO_VERSION          := 5.2.5
 
 # The order in which a fault shows soonest.
-CHECKS := deps fmt-check lint build cross-build
+CHECKS := deps fmt-check lint build cross-build bench-check
 
 ##@ Using it
 .PHONY: dev
@@ -57,6 +57,13 @@ test-race: ## All tests with the race detector; PACKAGES="./…" for some
 		--post-run-command "$(CURDIR)/.ci/summary" -- \
 		-race -timeout 20m $(or $(PACKAGES),./...)
 
+DURATION ?= 10m
+.PHONY: soak
+soak: deps ## Kill, stop, restart and drain real workers under load, for DURATION (10m) each
+	go build -race -o $(CACHE)/soak/ownbucket ./cmd/ownbucket
+	OWNBUCKET_TEST_PROGRAM=$(CACHE)/soak/ownbucket OWNBUCKET_SOAK=$(DURATION) \
+		go test -race -count=1 -parallel=1 -timeout=0 -v -run '^(TestNothingIsLost|TestARollingRestart|TestWhatAWorkerHasOpen)' ./e2e
+
 .PHONY: fmt-check
 fmt-check:
 	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
@@ -65,6 +72,19 @@ fmt-check:
 .PHONY: cross-build
 cross-build: ## Build for another platform, without C
 	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 go build -o /dev/null ./cmd/ownbucket
+
+.PHONY: bench
+bench: ## Measure it beside River and watermill-sql (about 30 minutes); ARGS="-only REGEXP" for some
+	cd bench && go run . $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: ## The same with small sizes, for a look
+	cd bench && go run . -scale small $(ARGS)
+
+# A module of its own, so that who uses ours doesn't depend on what it is compared with.
+.PHONY: bench-check
+bench-check: $(TOOLS)/.golangci-lint-$(GOLANGCI_LINT_VERSION)
+	cd bench && go vet ./... && go build -o /dev/null . && $(TOOLS)/golangci-lint run --allow-parallel-runners
 
 .PHONY: clean
 clean: ## Remove what was built; make clean-cache removes what was installed, too

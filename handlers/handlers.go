@@ -270,19 +270,18 @@ func (j *job) settleWrites(ctx context.Context, inUse ...string) error {
 
 // stored records the object that the event leaves at its key.
 func (j *job) stored(object bucket.Object) {
-	j.result.Outcome = outbox.Done
-	j.result.Effects.Put = &ledger.Object{
-		LaneID: j.delivery.Event.LaneID, MediaID: j.mediaID,
-		Version: j.version, Sequence: j.delivery.Event.Sequence, Bucket: &j.settings.Bucket, Key: &j.key,
+	j.becomes(outbox.Done, &ledger.Object{
+		Bucket: &j.settings.Bucket, Key: &j.key,
 		ContentType: object.ContentType, Size: object.Size, ETag: object.ETag,
-	}
+	})
 }
 
 // buried records that the media is gone.
-func (j *job) buried(outcome string) {
+func (j *job) buried(outcome string) { j.becomes(outcome, &ledger.Object{}) }
+
+func (j *job) becomes(outcome string, object *ledger.Object) {
+	object.LaneID, object.MediaID = j.delivery.Event.LaneID, j.mediaID
+	object.Version, object.Sequence = j.version, j.delivery.Event.Sequence
 	j.result.Outcome = outcome
-	j.result.Effects.Put = &ledger.Object{
-		LaneID: j.delivery.Event.LaneID, MediaID: j.mediaID,
-		Version: j.version, Sequence: j.delivery.Event.Sequence,
-	}
+	j.result.Effects.Put, j.result.Effects.Frees = object, j.view.Frees(object)
 }

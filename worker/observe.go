@@ -67,9 +67,18 @@ func (o *observer) trace(next message.HandlerFunc) message.HandlerFunc {
 // judged counts an attempt and logs how it ended, once.
 func (o *observer) judged(ctx context.Context, d *outbox.Delivery, v outbox.Verdict) {
 	took := time.Since(d.Started)
-	labels := []attribute.KeyValue{
-		attribute.String("type", d.Event.Type),
-		attribute.String("end", endings[v.Kind]),
+	o.count(ctx, d, v, took)
+	level, hint := slog.LevelDebug, ""
+	switch {
+	case v.Kind == outbox.Die:
+		level = slog.LevelError
+	case v.Outcome == outbox.Superseded && !d.MayHaveRun && d.Event.Sequence > d.DeletedSequence:
+		level, hint = slog.LevelWarn, "the CMS's versions of this media run backwards"
+	case v.Failure != nil:
+		level = slog.LevelWarn
+	}
+	if !o.logger.Enabled(ctx, level) {
+		return
 	}
 	fields := []any{
 		"event_id", d.Event.EventID, "type", d.Event.Type, "sequence", d.Event.Sequence,
@@ -77,26 +86,34 @@ func (o *observer) judged(ctx context.Context, d *outbox.Delivery, v outbox.Verd
 		"duration", took,
 	}
 	if v.Outcome != "" {
-		labels = append(labels, attribute.String("outcome", v.Outcome))
 		fields = append(fields, "outcome", v.Outcome)
 	}
-	level := slog.LevelDebug
+	if v.Failure != nil {
+		fields = append(fields, "error_class", v.Failure.Class, "error_code", v.Failure.Code, "error", v.Failure)
+	}
+	if hint != "" {
+		fields = append(fields, "hint", hint)
+	}
+	o.logger.Log(ctx, level, "event "+endings[v.Kind], fields...)
+}
+
+func (o *observer) count(ctx context.Context, d *outbox.Delivery, v outbox.Verdict, took time.Duration) {
+	if !o.attempts.Enabled(ctx) && !o.duration.Enabled(ctx) {
+		return
+	}
+	labels := []attribute.KeyValue{
+		attribute.String("type", d.Event.Type),
+		attribute.String("end", endings[v.Kind]),
+	}
+	o.duration.Record(ctx, took.Seconds(), metric.WithAttributes(labels...))
+	if v.Outcome != "" {
+		labels = append(labels, attribute.String("outcome", v.Outcome))
+	}
 	if v.Failure != nil {
 		labels = append(labels, attribute.String("error_class", string(v.Failure.Class)),
 			attribute.String("error_code", v.Failure.Code))
-		fields = append(fields, "error_class", v.Failure.Class, "error_code", v.Failure.Code, "error", v.Failure)
-		level = slog.LevelWarn
-	}
-	if v.Kind == outbox.Die {
-		level = slog.LevelError
-	}
-	if v.Outcome == outbox.Superseded && !d.MayHaveRun && d.Event.Sequence > d.DeletedSequence {
-		level = slog.LevelWarn
-		fields = append(fields, "hint", "the CMS's versions of this media run backwards")
 	}
 	o.attempts.Add(ctx, 1, metric.WithAttributes(labels...))
-	o.duration.Record(ctx, took.Seconds(), metric.WithAttributes(labels[:2]...))
-	o.logger.Log(ctx, level, "event "+endings[v.Kind], fields...)
 }
 
 var endings = map[outbox.Kind]string{

@@ -75,7 +75,7 @@ func (w *Worker) consume(r route) message.NoPublishHandlerFunc {
 		if lapsed := lapse(d.Event); lapsed != nil {
 			return lapsed
 		}
-		e, err := events.Parse(d.Event.Type, d.Event.ServiceID, d.Event.EnvironmentID, d.Event.Data)
+		e, err := d.Event.Parse()
 		if err != nil {
 			return invalid(err)
 		}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -53,6 +55,18 @@ Examples:
   ownbucket worker --until-idle --timeout 5m`
 }
 
+// tuneCollector trades memory that a worker has to spare for time: what it
+// keeps is small, and what each event allocates is not. GOGC and GOMEMLIMIT
+// come first.
+func tuneCollector() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(96 << 20)
+	}
+}
+
 // Validate is called by the parser.
 func (c workerCommand) Validate() error {
 	var wrong []error
@@ -93,6 +107,7 @@ func (c workerCommand) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return fmt.Errorf("read AWS's configuration: %w", err)
 	}
+	tuneCollector()
 	return a.withDatabase(ctx, func(db *database.DB) error {
 		w, err := worker.New(ctx, worker.Config{
 			DB: db, DatabaseURL: a.DatabaseURL, Name: c.WorkerName,

@@ -201,6 +201,7 @@ func (p *Pool) newS3(a Account, credentials aws.CredentialsProvider) *s3.Client 
 		o.Retryer = newRetryer()
 		o.RetryMaxAttempts = maxAttempts
 		o.UsePathStyle = p.pathStyle
+		o.EndpointResolverV2 = &endpoint{rules: s3.NewDefaultEndpointResolverV2(), bucket: a.Bucket}
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenSupported
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenSupported
 		o.DisableLogOutputChecksumValidationSkipped = true

@@ -3,6 +3,7 @@ package bucket
 import (
 	"cmp"
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -82,6 +83,13 @@ func (c *stallConn) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	return c.Conn.Read(p)
+}
+
+// ReadFrom is Write of all that the reader has, through a buffer that is kept.
+func (c *stallConn) ReadFrom(r io.Reader) (int64, error) {
+	buffer := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buffer)
+	return io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{r}, buffer[:])
 }
 
 func (c *stallConn) Write(p []byte) (int, error) {

@@ -99,7 +99,7 @@ func chooseExecMode(ctx context.Context, config *pgx.ConnConfig) (err error) {
 // statistics, or while a table is nearly empty, the planner would rather read
 // it from end to end, and would go on doing so.
 var planning = map[string]string{
-	"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
+	"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
 }
 
 func (db *DB) checkServer(ctx context.Context) error {

@@ -28,7 +28,7 @@ var fragments = map[Dialect]map[string]string{
 		"{for_key_share}":     `FOR KEY SHARE`,
 		"{for_no_key_update}": `FOR NO KEY UPDATE`,
 		"{uuid}":              `CAST(? AS uuid)`,
-		"{in_ids}":            `= ANY (CAST(translate(?, '[]', '{}') AS bigint[]))`,
+		"{in_ids}":            `= ANY (ARRAY(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json))))`,
 		"{ids}":               `(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json)))`,
 	},
 	// SQLite has one writer, whose transaction begins with the write lock:

@@ -200,10 +200,11 @@ func (j *job) deleteOld(ctx context.Context) error {
 }
 
 func (j *job) effects(etag string) ledger.Effects {
-	effects := ledger.Effects{Put: &ledger.Object{
+	object := &ledger.Object{
 		LaneID: j.TargetLane, MediaID: j.MediaID, Version: j.Version, Sequence: j.CopySequence,
 		Bucket: &j.target.Bucket, Key: &j.key, ContentType: j.ContentType, Size: j.Size, ETag: etag,
-	}}
+	}
+	effects := ledger.Effects{Put: object, Frees: j.view.Frees(object)}
 	for _, write := range j.view.PossibleWrites {
 		if write.Key == j.key {
 			effects.Settled = append(effects.Settled, write)

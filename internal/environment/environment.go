@@ -23,6 +23,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/batch"
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/failure"
@@ -71,12 +72,15 @@ type Store struct {
 	buckets  *bucket.Pool
 	options  Options
 	woken    chan struct{}
+	copied   *batch.Loader[*copied, error]
 }
 
 // New returns the environments of that database. It is made before the outbox,
 // whose settlements it records.
 func New(db *database.DB, l *ledger.Store, settings *integration.Store, buckets *bucket.Pool, options Options) *Store {
-	return &Store{db: db, ledger: l, settings: settings, buckets: buckets, options: options, woken: make(chan struct{}, 1)}
+	s := &Store{db: db, ledger: l, settings: settings, buckets: buckets, options: options, woken: make(chan struct{}, 1)}
+	s.copied = batch.New(s.recordCopies)
+	return s
 }
 
 // Wake makes Run look for snapshots and items now.

@@ -20,51 +20,18 @@ const (
 	afterEvent = time.Second
 )
 
-// recordCopy writes the copied object into the target's ledger and ends the
-// item, unless another worker has it by now.
-func (s *Store) recordCopy(ctx context.Context, it *item, effects ledger.Effects) error {
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		if err := s.lockLanes(ctx, tx, it.TargetLane); err != nil {
-			return err
-		}
-		mine, err := s.end(ctx, tx, it, done, nil)
-		if err != nil || !mine {
-			return err
-		}
-		if err := s.ledger.Apply(ctx, tx, []ledger.Effects{effects}); err != nil {
-			return err
-		}
-		if err := s.closeCopy(ctx, tx, it.CopySequence); err != nil {
-			return err
-		}
-		return s.join(ctx, tx, []ending{{LaneID: it.TargetLane, MediaID: it.MediaID}})
-	})
-	return wrap("record a copied media", err)
-}
-
-// end ends an item that the caller still has.
-func (s *Store) end(ctx context.Context, tx *sqlx.Tx, it *item, state string, failed *failure.Error) (bool, error) {
-	code, words := reason(failed)
+// end ends an item that failed and that the caller still has.
+func (s *Store) end(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error) (bool, error) {
+	code, words := reason(f)
 	result, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} SET state = ?, error_code = ?, error = ?, leased_until = NULL
+		UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?, leased_until = NULL
 		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state IN ('owed', 'waiting')`),
-		state, code, words, it.CopySequence, it.MediaID, it.Token)
+		code, words, it.CopySequence, it.MediaID, it.Token)
 	if err != nil {
 		return false, err
 	}
 	n, err := result.RowsAffected()
 	return n > 0, err
-}
-
-// closeCopy ends a copy that owes nothing and that no media can join any more.
-// The caller holds the target's lane, as does who opens items again.
-func (s *Store) closeCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) error {
-	_, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copies} SET state = 'ended' WHERE sequence = ? AND state = 'active'
-		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'owed')
-		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'waiting')`),
-		sequence, sequence, sequence)
-	return wrap("end a finished copy", err)
 }
 
 // recordFailure decides what becomes of an item by the class of its failure.
@@ -91,15 +58,19 @@ func (s *Store) recordFailure(ctx context.Context, it *item, f *failure.Error, f
 
 // recordSourceChanged fails an item whose source isn't what the snapshot saw,
 // unless an event of the media may be about to say why: one that had begun
-// before the snapshot makes the item look again when it ends.
+// before the snapshot makes the item look again when it ends. An event that
+// isn't assigned yet may be of any media.
 func (s *Store) recordSourceChanged(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error, first bool) error {
 	var changed, unfinished bool
 	if err := tx.QueryRowxContext(ctx, s.db.SQL(`
 		SELECT NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND media_id = ?
 				AND source_key = ? AND source_etag = ?),
 			EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id = ?
-				AND state IN ('available', 'running', 'retryable'))`),
-		it.CopySequence, it.MediaID, it.SourceKey, it.SourceETag, it.SourceLane, it.MediaID).
+				AND state IN ('available', 'running', 'retryable'))
+			OR EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l
+				ON l.service_id = e.service_id AND l.environment_id = e.environment_id
+				WHERE l.lane_id = ? AND e.lane_id IS NULL)`),
+		it.CopySequence, it.MediaID, it.SourceKey, it.SourceETag, it.SourceLane, it.MediaID, it.SourceLane).
 		Scan(&changed, &unfinished); err != nil {
 		return err
 	}
@@ -138,7 +109,7 @@ func (s *Store) recordDenial(ctx context.Context, tx *sqlx.Tx, it *item, f *fail
 // fail ends an item for good, until somebody tries it again. What an attempt
 // may have written is settled by the media's next event in the target.
 func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error) error {
-	mine, err := s.end(ctx, tx, it, failed, f)
+	mine, err := s.end(ctx, tx, it, f)
 	if err != nil || !mine {
 		return err
 	}

@@ -3,6 +3,7 @@ package environment
 import (
 	"context"
 	"log/slog"
+	"runtime"
 	"time"
 
 	"github.com/ownbucket/ownbucket/internal/failure"
@@ -26,14 +27,17 @@ func (s *Store) Run(ctx context.Context, poll time.Duration, logger *slog.Logger
 	}
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
-	for ctx.Err() == nil {
-		if err := r.round(ctx, work); err != nil && ctx.Err() == nil {
+	for look := true; ctx.Err() == nil; {
+		if err := r.round(ctx, work, look); err != nil && ctx.Err() == nil {
 			logger.Error("environments could not be copied: trying again", "error", err)
 		}
+		look = false
 		select {
 		case <-ctx.Done():
 		case <-s.woken:
+			look = true
 		case <-tick.C:
+			look = true
 		case f := <-r.finished:
 			r.finish(f)
 		}
@@ -52,6 +56,7 @@ type runner struct {
 	running  int
 	slow     int
 	lanes    map[int64]*lane // by target
+	due      []dueCopy       // which may have more items
 	finished chan finished
 }
 
@@ -70,25 +75,35 @@ type finished struct {
 
 const startingLimit = 2
 
-// round does what is due, as far as slots are free.
-func (r *runner) round(ctx, work context.Context) error {
-	if err := r.store.Snapshots(ctx); err != nil {
-		return err
-	}
-	copies, err := r.store.dueCopies(ctx)
-	if err != nil {
-		return err
-	}
-	for _, c := range copies {
-		if err := r.begin(ctx, work, c); err != nil {
+// round does what is due, as far as slots are free. While items only take the
+// slots of others, it needn't look what else is due.
+func (r *runner) round(ctx, work context.Context, look bool) error {
+	if look || len(r.due) == 0 {
+		if err := r.store.Snapshots(ctx); err != nil {
+			return err
+		}
+		var err error
+		if r.due, err = r.store.dueCopies(ctx); err != nil {
 			return err
 		}
 	}
+	var more []dueCopy
+	for _, c := range r.due {
+		left, err := r.begin(ctx, work, c)
+		if err != nil {
+			return err
+		}
+		if left {
+			more = append(more, c)
+		}
+	}
+	r.due = more
 	return nil
 }
 
-// begin starts items of a copy in its target's free slots.
-func (r *runner) begin(ctx, work context.Context, c dueCopy) error {
+// begin starts items of a copy in its target's free slots. It tells whether
+// more may be due.
+func (r *runner) begin(ctx, work context.Context, c dueCopy) (more bool, err error) {
 	l := r.lanes[c.TargetLane]
 	if l == nil {
 		l = &lane{limit: min(startingLimit, r.store.options.Concurrency)}
@@ -99,11 +114,11 @@ func (r *runner) begin(ctx, work context.Context, c dueCopy) error {
 		room = min(room, copiesAtOnce*r.store.options.Concurrency/2-r.slow)
 	}
 	if room <= 0 {
-		return nil
+		return true, nil
 	}
 	items, err := r.store.claim(ctx, c.Sequence, room)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for i := range items {
 		it, slow := &items[i], l.slow
@@ -117,7 +132,7 @@ func (r *runner) begin(ctx, work context.Context, c dueCopy) error {
 			r.finished <- finished{it.TargetLane, slow, r.store.copyItem(work, it, false)}
 		}()
 	}
-	return nil
+	return len(items) == room, nil
 }
 
 func (r *runner) finish(f finished) {
@@ -144,8 +159,10 @@ func (r *runner) finish(f finished) {
 	}
 }
 
-// finishAll takes what else has finished, so that one round is enough for it.
+// finishAll takes what else has finished, so that one round is enough for it:
+// items that are recorded together finish together.
 func (r *runner) finishAll() {
+	runtime.Gosched()
 	for {
 		select {
 		case f := <-r.finished:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/internal/batch"
 	"github.com/ownbucket/ownbucket/internal/database"
 )
 
@@ -26,10 +27,20 @@ var (
 //
 // Whoever changes an integration locks its lane first, then its own row, then
 // (PostgreSQL) the bucket's name.
-type Store struct{ db *database.DB }
+type Store struct {
+	db *database.DB
+	// byLane answers what is asked before each event; nil means no settings.
+	byLane *batch.Loader[int64, *Integration]
+}
 
 // New returns the settings in that database.
-func New(db *database.DB) *Store { return &Store{db: db} }
+func New(db *database.DB) *Store {
+	s := &Store{db: db}
+	s.byLane = batch.New(func(ctx context.Context, laneIDs []int64) (map[int64]*Integration, error) {
+		return s.byLanes(ctx, db, laneIDs)
+	})
+	return s
+}
 
 // Show reads an environment's integration; ErrNotFound where it has none.
 func (s *Store) Show(ctx context.Context, serviceID, environmentID string) (Integration, error) {
@@ -68,25 +79,46 @@ func (s *Store) List(ctx context.Context, limit int) ([]Integration, error) {
 	return listed, s.addUse(ctx, s.db, listed)
 }
 
-// Of is ByLane outside of a transaction.
+// Of is ByLane outside of a transaction. Those who ask at the same time share
+// one query, which begins after they asked.
 func (s *Store) Of(ctx context.Context, laneID int64) (Integration, bool, error) {
-	return s.ByLane(ctx, s.db, laneID)
+	found, err := s.byLane.Get(ctx, laneID)
+	return ofLane(found, laneID, err)
 }
 
-// ByLane reads a lane's integration, without WaitingEvents and Locked: it is
-// asked before each event.
+// ByLane reads a lane's integration, without WaitingEvents and Locked.
 func (s *Store) ByLane(ctx context.Context, q sqlx.QueryerContext, laneID int64) (Integration, bool, error) {
-	var found row
-	err := sqlx.GetContext(ctx, q, &found, s.db.SQL(`
-		SELECT `+columns+` FROM {integrations} i JOIN {lanes} l ON l.lane_id = i.lane_id
-		WHERE i.lane_id = ?`), laneID)
-	if errors.Is(err, sql.ErrNoRows) {
+	found, err := s.byLanes(ctx, q, []int64{laneID})
+	return ofLane(found[laneID], laneID, err)
+}
+
+func ofLane(found *Integration, laneID int64, err error) (Integration, bool, error) {
+	switch {
+	case err != nil:
+		return Integration{}, false, fmt.Errorf("read the settings of lane %d: %w", laneID, err)
+	case found == nil:
 		return Integration{}, false, nil
 	}
+	return *found, true, nil
+}
+
+func (s *Store) byLanes(ctx context.Context, q sqlx.QueryerContext, laneIDs []int64) (map[int64]*Integration, error) {
+	encoded, err := json.Marshal(laneIDs)
 	if err != nil {
-		return Integration{}, false, fmt.Errorf("read the settings of lane %d: %w", laneID, err)
+		return nil, err
 	}
-	return found.integration(), true, nil
+	var list []row
+	if err := sqlx.SelectContext(ctx, q, &list, s.db.SQL(`
+		SELECT `+columns+` FROM {integrations} i JOIN {lanes} l ON l.lane_id = i.lane_id
+		WHERE i.lane_id {in_ids}`), string(encoded)); err != nil {
+		return nil, err
+	}
+	found := make(map[int64]*Integration, len(list))
+	for _, r := range list {
+		one := r.integration()
+		found[one.LaneID] = &one
+	}
+	return found, nil
 }
 
 // AnyOfService tells whether any environment of the service has settings.

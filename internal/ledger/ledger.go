@@ -11,6 +11,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/internal/batch"
 	"github.com/ownbucket/ownbucket/internal/database"
 )
 
@@ -51,104 +52,53 @@ type PossibleWrite struct {
 	Version int64  `db:"version" json:"version"`
 }
 
-// View is what a handler must know before it touches the bucket.
-type View struct {
-	// Object is nil where the ledger has no row of the media.
-	Object *Object
-	// Holder is the row, of whatever media and environment, that holds the
-	// key that was asked for; nil where the key is free.
-	Holder *Object
-	// PossibleWrites are those of the media.
-	PossibleWrites []PossibleWrite
-}
-
-// HeldByOther tells whether another media holds the key that was asked for.
-func (v View) HeldByOther() bool {
-	return v.Holder != nil && (v.Object == nil ||
-		v.Holder.LaneID != v.Object.LaneID || v.Holder.MediaID != v.Object.MediaID)
-}
-
 // Effects is how a completed, dead or discarded event changes the ledger, in
 // the transaction that ends it.
 type Effects struct {
 	Put *Object
+	// Frees tells that Put takes the media's key away (View.Frees), which another
+	// media may get in the same transaction.
+	Frees bool
 	// Settled drops the media's possible writes; Possible adds some.
 	Settled  []PossibleWrite
 	Possible []PossibleWrite
 }
 
 // Store reads and changes the ledger.
-type Store struct{ db *database.DB }
-
-// New returns the ledger of that database.
-func New(db *database.DB) *Store { return &Store{db: db} }
-
-// View reads what concerns a media and the key that its event would write.
-func (s *Store) View(ctx context.Context, laneID int64, mediaID, bucket, key string) (View, error) {
-	var found []Object
-	err := s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT lane_id, media_id, version, sequence, bucket, object_key, content_type, size, etag
-		FROM {media_objects} WHERE lane_id = ? AND media_id = ?
-		UNION
-		SELECT lane_id, media_id, version, sequence, bucket, object_key, content_type, size, etag
-		FROM {media_objects} WHERE bucket = ? AND object_key = ?`), laneID, mediaID, bucket, key)
-	if err != nil {
-		return View{}, fmt.Errorf("read the ledger: %w", err)
-	}
-	var view View
-	for i, object := range found {
-		if object.LaneID == laneID && object.MediaID == mediaID {
-			view.Object = &found[i]
-		}
-		if object.HoldsKey(key) && *object.Bucket == bucket {
-			view.Holder = &found[i]
-		}
-	}
-	if view.Holder != nil && view.Object == nil && view.Holder.LaneID == laneID && view.Holder.MediaID == mediaID {
-		view.Object = view.Holder
-	}
-	err = s.db.SelectContext(ctx, &view.PossibleWrites, s.db.SQL(`
-		SELECT lane_id, media_id, object_key, version FROM {possible_writes}
-		WHERE lane_id = ? AND media_id = ? ORDER BY object_key, version`), laneID, mediaID)
-	if err != nil {
-		return View{}, fmt.Errorf("read possible writes: %w", err)
-	}
-	return view, nil
+type Store struct {
+	db    *database.DB
+	views *batch.Loader[asked, View]
 }
 
-// Holder tells which media holds a key of a bucket; nil where it is free.
-func (s *Store) Holder(ctx context.Context, bucket, key string) (*Object, error) {
-	var found []Object
-	err := s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT lane_id, media_id, version, sequence, bucket, object_key, content_type, size, etag
-		FROM {media_objects} WHERE bucket = ? AND object_key = ?`), bucket, key)
-	if err != nil {
-		return nil, fmt.Errorf("read the ledger: %w", err)
-	}
-	if len(found) == 0 {
-		return nil, nil
-	}
-	return &found[0], nil
+// New returns the ledger of that database.
+func New(db *database.DB) *Store {
+	s := &Store{db: db}
+	s.views = batch.New(s.view)
+	return s
 }
 
 // Apply writes effects in the transaction that ends their events. It may run
 // again with the same effects.
 func (s *Store) Apply(ctx context.Context, tx *sqlx.Tx, effects []Effects) error {
-	var put []*Object
+	var put, freeing []*Object
 	var settled, possible []PossibleWrite
 	for _, e := range effects {
 		if e.Put != nil {
 			put = append(put, e.Put)
 		}
+		if e.Put != nil && e.Frees {
+			freeing = append(freeing, e.Put)
+		}
 		settled = append(settled, e.Settled...)
 		possible = append(possible, e.Possible...)
 	}
-	// Rows that give a key up come first, so that one batch may pass a key
-	// from one media to another.
-	if err := s.each(ctx, tx, len(put), put, `
-		UPDATE {media_objects} AS o SET bucket = NULL, object_key = NULL
-		FROM {rows v(lane_id bigint, media_id text)}
-		WHERE o.lane_id = v.lane_id AND o.media_id = v.media_id`); err != nil {
+	// Keys are given up first, so that one batch may pass a key from one media
+	// to another.
+	if err := s.each(ctx, tx, len(freeing), freeing, `
+		INSERT INTO {media_objects} (lane_id, media_id, version, sequence, updated_at)
+		SELECT lane_id, media_id, version, sequence, {now}
+		FROM {rows v(lane_id bigint, media_id text, version bigint, sequence bigint)} WHERE true
+		ON CONFLICT (lane_id, media_id) DO UPDATE SET bucket = NULL, object_key = NULL`); err != nil {
 		return fmt.Errorf("release keys in the ledger: %w", err)
 	}
 	if err := s.each(ctx, tx, len(put), put, `

@@ -66,18 +66,44 @@ type inMemory struct{ *bytes.Reader }
 func (inMemory) Close() error { return nil }
 
 func buffer(stream *stream, digest []byte) (*Content, error) {
-	verified := newVerifier(stream, digest)
 	content := make([]byte, stream.size)
-	if _, err := io.ReadFull(verified, content); err != nil {
+	if err := stream.readLast(content); err != nil {
 		return nil, err
 	}
-	// An empty content has no last byte to withhold: its end is where the
-	// verdict is.
-	if _, err := verified.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		return nil, err
+	if digest != nil {
+		sum := sha256.New()
+		sum.Write(content)
+		if err := checkDigest(stream.name, sum, digest); err != nil {
+			return nil, err
+		}
 	}
 	stream.body.Close()
 	return &Content{Size: stream.size, Body: inMemory{bytes.NewReader(content)}}, nil
+}
+
+// readLast fills p with what is left of the stream, and makes sure that nothing
+// follows.
+func (s *stream) readLast(p []byte) error {
+	n, err := io.ReadFull(s.body, p)
+	switch err {
+	case nil:
+	case io.EOF, io.ErrUnexpectedEOF:
+		return s.short(int64(len(p) - n))
+	default:
+		return err
+	}
+	switch _, err := io.ReadFull(s.body, make([]byte, 1)); err {
+	case io.EOF:
+		return nil
+	case nil:
+		return sizeMismatch("%s goes on beyond its %d bytes", s.name, s.size)
+	default:
+		return err
+	}
+}
+
+func (s *stream) short(missing int64) error {
+	return sizeMismatch("%s ended after %d of its %d bytes", s.name, s.size-missing, s.size)
 }
 
 // measure reads a stream of unknown length to its end: into memory while that
@@ -170,8 +196,8 @@ func checkDigest(name string, sum hash.Hash, want []byte) error {
 // source has ended exactly at its size and the digest matches.
 type verifier struct {
 	stream *stream
-	digest []byte // nil: not checked
-	sum    hash.Hash
+	digest []byte    // nil: not checked
+	sum    hash.Hash // nil likewise
 
 	open     int64  // bytes that may still be passed on unverified
 	withheld int64  // bytes that may not
@@ -182,7 +208,11 @@ type verifier struct {
 
 func newVerifier(stream *stream, digest []byte) *verifier {
 	withheld := min(stream.size, withheldLimit)
-	return &verifier{stream: stream, digest: digest, sum: sha256.New(), open: stream.size - withheld, withheld: withheld}
+	v := &verifier{stream: stream, digest: digest, open: stream.size - withheld, withheld: withheld}
+	if digest != nil {
+		v.sum = sha256.New()
+	}
+	return v
 }
 
 func (v *verifier) Read(p []byte) (int, error) {
@@ -208,10 +238,12 @@ func (v *verifier) Read(p []byte) (int, error) {
 
 func (v *verifier) pass(p []byte) (int, error) {
 	n, err := v.stream.body.Read(p[:min(int64(len(p)), v.open)])
-	v.sum.Write(p[:n])
+	if v.sum != nil {
+		v.sum.Write(p[:n])
+	}
 	v.open -= int64(n)
 	if errors.Is(err, io.EOF) {
-		err = v.short(v.open + v.withheld)
+		err = v.stream.short(v.open + v.withheld)
 	}
 	v.err = err
 	return n, err
@@ -220,31 +252,17 @@ func (v *verifier) pass(p []byte) (int, error) {
 // verify reads what is withheld, and on to the end of the source.
 func (v *verifier) verify() error {
 	tail := make([]byte, v.withheld)
-	n, err := io.ReadFull(v.stream.body, tail)
-	switch err {
-	case nil:
-	case io.EOF, io.ErrUnexpectedEOF:
-		return v.short(v.withheld - int64(n))
-	default:
+	if err := v.stream.readLast(tail); err != nil {
 		return err
 	}
-	switch _, err := io.ReadFull(v.stream.body, make([]byte, 1)); err {
-	case io.EOF:
-	case nil:
-		return sizeMismatch("%s goes on beyond its %d bytes", v.stream.name, v.stream.size)
-	default:
-		return err
-	}
-	v.sum.Write(tail)
-	if err := checkDigest(v.stream.name, v.sum, v.digest); err != nil {
-		return err
+	if v.sum != nil {
+		v.sum.Write(tail)
+		if err := checkDigest(v.stream.name, v.sum, v.digest); err != nil {
+			return err
+		}
 	}
 	v.tail = tail
 	return nil
-}
-
-func (v *verifier) short(missing int64) error {
-	return sizeMismatch("%s ended after %d of its %d bytes", v.stream.name, v.stream.size-missing, v.stream.size)
 }
 
 func (v *verifier) Close() error { return v.stream.body.Close() }

@@ -223,7 +223,7 @@ func assign(event *Event) *assignment {
 		a.State, a.ErrorClass, a.ErrorCode, a.Error = Dead, &class, &code, &words
 		return a
 	}
-	event.Parsed = parsed
+	event.parsed = parsed
 	order := []string{}
 	if media := parsed.Media(); media != "" {
 		a.MediaID = &media

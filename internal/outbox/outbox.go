@@ -73,8 +73,16 @@ type Event struct {
 	// Taken tells that its worker took it before it was assigned in the
 	// database: that may still be to be done.
 	Taken bool `db:"-"`
-	// Parsed is what Data says, where it was read already.
-	Parsed events.Event `db:"-"`
+
+	parsed events.Event // what Data says, where it was read already
+}
+
+// Parse reads what the event says. It fails as events.Parse does.
+func (e *Event) Parse() (events.Event, error) {
+	if e.parsed != nil {
+		return e.parsed, nil
+	}
+	return events.Parse(e.Type, e.ServiceID, e.EnvironmentID, e.Data)
 }
 
 // Media is the ID of the event's media, empty for an environment's event.

@@ -38,7 +38,7 @@ func (s *Store) fence(ctx context.Context, tx *sqlx.Tx, held []Holding, lock str
 	var found []lease
 	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT lane_id, lease_token, snapshot_sequence FROM {lanes}
-		WHERE lane_id {in_ids} AND leased_by IS NOT NULL ORDER BY lane_id `+lock), ids); err != nil {
+		WHERE lane_id {in_ids} AND `+leased+` ORDER BY lane_id `+lock), ids); err != nil {
 		return nil, err
 	}
 	leases := make(map[int64]lease, len(found))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,17 +32,26 @@ server_reset_query =
 max_client_conn = 200
 `
 
+// Bouncer is a PgBouncer in transaction mode before one database.
+type Bouncer struct {
+	// URL is the database's, through it.
+	URL     string
+	process *tether.Process
+}
+
 // PgBouncer starts a PgBouncer in transaction mode before the database at
-// target, which URL or Clone gave, and returns the URL through it.
+// target, a URL of this package, and returns the URL through it.
 func PgBouncer(t testing.TB, target string) string {
+	t.Helper()
+	return StartPgBouncer(t, target).URL
+}
+
+// StartPgBouncer is PgBouncer for a test that restarts it.
+func StartPgBouncer(t testing.TB, target string) *Bouncer {
 	t.Helper()
 	program, err := findPgBouncer()
 	if err != nil {
 		t.Fatal(err)
-	}
-	server, err := running()
-	if err != nil {
-		t.Fatalf("start PostgreSQL: %v", err)
 	}
 	through, err := url.Parse(target)
 	if err != nil {
@@ -55,13 +65,15 @@ func PgBouncer(t testing.TB, target string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	query := through.Query()
 	config := filepath.Join(directory, "pgbouncer.ini")
-	text := fmt.Sprintf(pgBouncerConfig, server.directory, superuser, directory)
+	text := fmt.Sprintf(pgBouncerConfig, query.Get("host"), superuser, directory)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	process, err := tether.Start(tether.Server{
 		Args: []string{program, config}, Directory: directory, StopSignal: "INT", RemoveDirectory: true, Credential: owner,
+		Respawn: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -71,11 +83,27 @@ func PgBouncer(t testing.TB, target string) string {
 			t.Errorf("stop PgBouncer: %v", err)
 		}
 	})
-	query := through.Query()
 	query.Set("host", directory)
 	through.RawQuery = query.Encode()
-	err = process.WaitUntil(time.Minute, func() error {
-		conn, err := pgx.Connect(t.Context(), through.String())
+	b := &Bouncer{URL: through.String(), process: process}
+	b.await(t)
+	return b
+}
+
+// Restart ends it at once, its clients' transactions included, and returns
+// when its successor answers.
+func (b *Bouncer) Restart(t testing.TB) {
+	t.Helper()
+	if err := b.process.Restart(syscall.SIGTERM); err != nil {
+		t.Fatalf("restart PgBouncer: %v", err)
+	}
+	b.await(t)
+}
+
+func (b *Bouncer) await(t testing.TB) {
+	t.Helper()
+	err := b.process.WaitUntil(time.Minute, func() error {
+		conn, err := pgx.Connect(t.Context(), b.URL)
 		if err != nil {
 			return err
 		}
@@ -84,7 +112,6 @@ func PgBouncer(t testing.TB, target string) string {
 	if err != nil {
 		t.Fatalf("start PgBouncer: %v", err)
 	}
-	return through.String()
 }
 
 func findPgBouncer() (string, error) {

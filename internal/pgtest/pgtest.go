@@ -1,5 +1,5 @@
 // Package pgtest gives tests a real PostgreSQL: one server per test process,
-// one database per test.
+// one database per test. Benchmarks start a server of their own.
 package pgtest
 
 import (
@@ -14,10 +14,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-const adminDatabase = "postgres"
+const (
+	adminDatabase = "postgres"
+	emptyTemplate = "template1"
+)
 
 var (
-	running  = sync.OnceValues(start)
+	running  = sync.OnceValues(func() (*Server, error) { return Start(forTests...) })
 	created  atomic.Int64
 	template sync.Map // name -> func() error, which prepares it once
 )
@@ -25,7 +28,7 @@ var (
 // URL gives an empty database that is t's own and dropped after it.
 func URL(t testing.TB) string {
 	t.Helper()
-	return clone(t, "template1")
+	return clone(t, emptyTemplate)
 }
 
 // Clone gives a database of t's own as prepare leaves it. The first caller
@@ -38,10 +41,11 @@ func Clone(t testing.TB, name string, prepare func(url string) error) string {
 		if err != nil {
 			return err
 		}
-		if err := server.admin(`CREATE DATABASE ` + quote(name)); err != nil {
+		url, err := server.Create(name, emptyTemplate)
+		if err != nil {
 			return err
 		}
-		return prepare(server.url(name))
+		return prepare(url)
 	}))
 	if err := once.(func() error)(); err != nil {
 		t.Fatalf("prepare the template database %s: %v", name, err)
@@ -56,18 +60,36 @@ func clone(t testing.TB, template string) string {
 		t.Fatalf("start PostgreSQL: %v", err)
 	}
 	name := fmt.Sprintf("test_%d", created.Add(1))
-	if err := server.admin(`CREATE DATABASE ` + quote(name) + ` TEMPLATE ` + quote(template)); err != nil {
-		t.Fatalf("create a database: %v", err)
+	url, err := server.Create(name, template)
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := server.admin(`DROP DATABASE ` + quote(name) + ` WITH (FORCE)`); err != nil {
-			t.Errorf("drop the test's database: %v", err)
+		if err := server.Drop(name); err != nil {
+			t.Error(err)
 		}
 	})
-	return server.url(name)
+	return url
 }
 
-func (s *server) url(database string) string {
+// Create makes a database as a copy of the template, "template1" for an empty
+// one, and returns its URL. Nobody may be connected to the template.
+func (s *Server) Create(name, template string) (url string, err error) {
+	if err := s.admin(`CREATE DATABASE ` + quote(name) + ` TEMPLATE ` + quote(template)); err != nil {
+		return "", fmt.Errorf("create database %s: %w", name, err)
+	}
+	return s.url(name), nil
+}
+
+// Drop removes a database, and whoever is connected to it.
+func (s *Server) Drop(name string) error {
+	if err := s.admin(`DROP DATABASE ` + quote(name) + ` WITH (FORCE)`); err != nil {
+		return fmt.Errorf("drop database %s: %w", name, err)
+	}
+	return nil
+}
+
+func (s *Server) url(database string) string {
 	return (&url.URL{
 		Scheme:   "postgres",
 		User:     url.User(superuser),
@@ -78,7 +100,7 @@ func (s *server) url(database string) string {
 
 // admin runs one statement as superuser. Databases are made one at a time,
 // since two copies of one template may refuse each other.
-func (s *server) admin(statement string) error {
+func (s *Server) admin(statement string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -1,8 +1,10 @@
 package pgtest_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
@@ -99,5 +101,41 @@ func eventually(t *testing.T, what string, is func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("after a minute it still is not so that %s", what)
 		}
+	}
+}
+
+func TestWhatWasCommittedOutlastsARestart(t *testing.T) {
+	t.Parallel()
+	server := pgtest.StartOwn(t)
+	url := server.URL(t)
+	exec := func(statement string) {
+		t.Helper()
+		conn, err := pgx.Connect(t.Context(), url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close(t.Context())
+	}
+	exec(`CREATE TABLE t (x int PRIMARY KEY)`)
+	for x, mode := range []syscall.Signal{pgtest.Fast, pgtest.Immediate} {
+		exec(fmt.Sprintf(`INSERT INTO t VALUES (%d)`, x))
+		server.Restart(t, mode)
+	}
+	exec(`SELECT 1 / (count(*) / 2) FROM t`) // fails where rows are missing
+}
+
+func TestPgBouncerIsRestarted(t *testing.T) {
+	t.Parallel()
+	bouncer := pgtest.StartPgBouncer(t, pgtest.URL(t))
+	conn := connect(t, bouncer.URL)
+	bouncer.Restart(t)
+	if err := conn.Ping(t.Context()); err == nil {
+		t.Error("a connection outlasted the restart")
+	}
+	if err := connect(t, bouncer.URL).Ping(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

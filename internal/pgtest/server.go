@@ -20,22 +20,28 @@ const superuser = "postgres"
 
 var errNotInstalled = errors.New("PostgreSQL's server was not found in $PGBIN, on PATH or in /usr/lib/postgresql: run make deps")
 
-type server struct {
+// Server is a PostgreSQL server that ends with the process that started it.
+type Server struct {
 	mu        sync.Mutex
 	directory string          // of the data, the log and the socket
 	process   *tether.Process // ends with ours
 }
 
-// settings trade safety that tests don't need for speed. The socket in a
-// directory of its own needs no port that another process could take.
-var settings = []string{
-	"listen_addresses=", "max_connections=200", "shared_buffers=64MB",
-	"fsync=off", "synchronous_commit=off", "full_page_writes=off",
-	"wal_level=minimal", "max_wal_senders=0",
-	"deadlock_timeout=200ms", "log_min_messages=warning",
+// settings of every server. The socket in a directory of its own needs no
+// port that another process could take.
+var settings = []string{"listen_addresses=", "max_connections=200", "log_min_messages=warning"}
+
+// forTests trade safety that tests don't need for speed.
+var forTests = []string{
+	"shared_buffers=64MB", "fsync=off", "synchronous_commit=off", "full_page_writes=off",
+	"wal_level=minimal", "max_wal_senders=0", "deadlock_timeout=200ms",
 }
 
-func start() (*server, error) {
+// Start starts a server with these settings, as "name=value". What a test
+// needs is URL or Clone; benchmarks have no testing.TB, and call Stop.
+func Start(extra ...string) (*Server, error) { return start(false, extra...) }
+
+func start(respawn bool, extra ...string) (*Server, error) {
 	programs, err := findPrograms()
 	if err != nil {
 		return nil, err
@@ -59,21 +65,29 @@ func start() (*server, error) {
 	}
 
 	args := []string{filepath.Join(programs, "postgres"), "-D", data, "-k", directory}
-	for _, setting := range settings {
+	for _, setting := range slices.Concat(settings, extra) {
 		args = append(args, "-c", setting)
 	}
 	process, err := tether.Start(tether.Server{
 		Args: args, Directory: directory, StopSignal: "QUIT", RemoveDirectory: true, Credential: owner,
+		Respawn: respawn,
 	})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(directory))
 	}
-	s := &server{directory: directory, process: process}
-	if err := process.WaitUntil(time.Minute, func() error { return s.admin(`SELECT 1`) }); err != nil {
+	s := &Server{directory: directory, process: process}
+	if err := s.await(); err != nil {
 		return nil, errors.Join(err, process.Stop())
 	}
 	return s, nil
 }
+
+func (s *Server) await() error {
+	return s.process.WaitUntil(time.Minute, func() error { return s.admin(`SELECT 1`) })
+}
+
+// Stop ends the server and removes its databases.
+func (s *Server) Stop() error { return s.process.Stop() }
 
 // findPrograms returns the directory of postgres and initdb, the newest
 // version's where several are installed.

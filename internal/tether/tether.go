@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -21,6 +23,9 @@ type Server struct {
 	StopSignal string
 	// RemoveDirectory removes Directory when the server has ended.
 	RemoveDirectory bool
+	// Respawn starts it again whenever it ends by itself, as a service manager
+	// does. StopSignal then can't be KILL.
+	Respawn bool
 	// Credential is whom to run as; nil is ourselves.
 	Credential *syscall.Credential
 }
@@ -34,6 +39,7 @@ type Process struct {
 	// The kernel closes our end when we end, and the keeper's when it ends.
 	alive, ended *os.File
 	log          string
+	pid          string // the file with the process ID of what is respawned
 }
 
 // keeper stops the server when its standard input closes. What it shares
@@ -49,10 +55,26 @@ kill $reader 2>/dev/null
 [ -z "$remove" ] || rm -rf "$remove"
 exit $status`
 
+// respawner stands in for the server. A shell's background jobs ignore some
+// signals, so that TERM tells it to pass on the one that the server wants: more
+// than once, since the server may not have begun to listen to it.
+const respawner = `signal=$1; shift
+trap 'while kill -"$signal" $server 2>/dev/null; do sleep 0.1; done; exit' TERM
+while :; do
+	"$@" & server=$!
+	echo $server >pid
+	wait $server
+	sleep 0.1
+done`
+
 // Start returns as soon as the server runs; whether it answers yet is the
 // caller's to find out.
 func Start(server Server) (*Process, error) {
-	p := &Process{log: server.Directory + "/log"}
+	p := &Process{log: server.Directory + "/log", pid: server.Directory + "/pid"}
+	if server.Respawn {
+		server.Args = append([]string{"/bin/sh", "-c", respawner, "respawner", server.StopSignal}, server.Args...)
+		server.StopSignal = "TERM"
+	}
 	log, err := os.Create(p.log)
 	if err != nil {
 		return nil, err
@@ -103,6 +125,37 @@ func (p *Process) WaitUntil(patience time.Duration, ready func() error) error {
 			return fmt.Errorf("the server isn't ready after %s: %w\n%s", patience, err, p.Log())
 		}
 	}
+}
+
+// Restart ends a server that respawns by a signal, and returns when the next
+// one runs; whether it answers yet is the caller's to find out.
+func (p *Process) Restart(signal syscall.Signal) error {
+	var before int
+	err := p.WaitUntil(time.Minute, func() (err error) {
+		before, err = p.respawned()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(before, signal); err != nil {
+		return fmt.Errorf("end the server for a restart: %w", err)
+	}
+	return p.WaitUntil(time.Minute, func() error {
+		after, err := p.respawned()
+		if err == nil && after == before {
+			err = errors.New("it has not ended yet")
+		}
+		return err
+	})
+}
+
+func (p *Process) respawned() (pid int, err error) {
+	text, err := os.ReadFile(p.pid)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
 // Stop returns when the server has ended.

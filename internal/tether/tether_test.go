@@ -2,9 +2,11 @@ package tether_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,5 +70,39 @@ func TestPatienceEnds(t *testing.T) {
 	}
 	if err := process.Stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAServerThatRespawnsIsRestarted(t *testing.T) {
+	t.Parallel()
+	directory := t.TempDir()
+	stopped := filepath.Join(directory, "stopped")
+	process, err := tether.Start(tether.Server{
+		Args:      []string{"/bin/sh", "-c", `trap 'echo yes >` + stopped + `; exit' TERM; echo ready; while :; do sleep 0.01; done`},
+		Directory: directory, StopSignal: "TERM", Respawn: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for starts := range 3 {
+		if starts > 0 {
+			if err := process.Restart(syscall.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := process.WaitUntil(time.Minute, func() error {
+			if said := strings.Count(process.Log(), "ready"); said != starts+1 {
+				return fmt.Errorf("ready %d times", said)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := process.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(stopped); err != nil {
+		t.Errorf("the server did not stop in order: %v", err)
 	}
 }
