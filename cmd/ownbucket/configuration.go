@@ -46,15 +46,15 @@ func (a *app) logger() (*slog.Logger, error) {
 }
 
 // connect opens the database whatever tables it has.
-func (a *app) connect(ctx context.Context) (*database.DB, error) {
-	return database.Open(ctx, a.DatabaseURL, a.Schema)
+func (a *app) connect(ctx context.Context, options ...database.Option) (*database.DB, error) {
+	return database.Open(ctx, a.DatabaseURL, a.Schema, options...)
 }
 
 // withDatabase runs fn on a database with this program's tables. SQLite's are
 // brought up to date on the way; PostgreSQL's are shared, so that a person
 // decides when.
-func (a *app) withDatabase(ctx context.Context, fn func(*database.DB) error) (err error) {
-	db, err := a.connect(ctx)
+func (a *app) withDatabase(ctx context.Context, fn func(*database.DB) error, options ...database.Option) (err error) {
+	db, err := a.connect(ctx, options...)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 )
@@ -46,17 +47,35 @@ type DB struct {
 	rewrittenCount atomic.Int64
 }
 
+// Option changes how a database is opened.
+type Option func(*opening)
+
+type opening struct{ idleInTransaction time.Duration }
+
+// IdleInTransaction makes PostgreSQL end a transaction, with its connection,
+// that nothing was heard of for so long: a process that stands still, or whose
+// host is gone, then lets go of its locks. It has no effect on SQLite, nor
+// behind a pooler, which has a limit of its own (PgBouncer's
+// idle_transaction_timeout).
+func IdleInTransaction(limit time.Duration) Option {
+	return func(o *opening) { o.idleInTransaction = limit }
+}
+
 // Open connects to "sqlite:PATH", "postgres://…" or "postgresql://…". The
 // schema counts on PostgreSQL only. Open creates a missing SQLite file but
 // no tables: that is the migrations' work.
-func Open(ctx context.Context, url, schema string) (*DB, error) {
+func Open(ctx context.Context, url, schema string, options ...Option) (*DB, error) {
+	var o opening
+	for _, option := range options {
+		option(&o)
+	}
 	switch {
 	case url == "":
 		return nil, errors.New("no database URL given: use sqlite:PATH or postgres://USER@HOST/DATABASE")
 	case strings.HasPrefix(url, "sqlite:"):
 		return openSQLite(ctx, strings.TrimPrefix(url, "sqlite:"))
 	case strings.HasPrefix(url, "postgres://"), strings.HasPrefix(url, "postgresql://"):
-		return openPostgreSQL(ctx, url, schema)
+		return openPostgreSQL(ctx, url, schema, o)
 	default:
 		// The URL itself stays out of the message: it may hold a password.
 		scheme, _, found := strings.Cut(url, ":")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,7 +34,7 @@ func ValidateSchema(name string) error {
 	return nil
 }
 
-func openPostgreSQL(ctx context.Context, url, schema string) (*DB, error) {
+func openPostgreSQL(ctx context.Context, url, schema string, o opening) (*DB, error) {
 	if err := ValidateSchema(schema); err != nil {
 		return nil, err
 	}
@@ -45,7 +46,7 @@ func openPostgreSQL(ctx context.Context, url, schema string) (*DB, error) {
 	}
 	setDefault(config.RuntimeParams, "application_name", "ownbucket")
 	setDefault(config.RuntimeParams, "client_encoding", "UTF8")
-	if err := chooseExecMode(ctx, config); err != nil {
+	if err := chooseExecMode(ctx, config, o); err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 
@@ -69,7 +70,7 @@ func openPostgreSQL(ctx context.Context, url, schema string) (*DB, error) {
 // mode gives each transaction another server connection: statements prepared
 // on the last one would be missing. A pooler betrays itself by the process ID
 // that it sends when a client connects, since it isn't the server process's.
-func chooseExecMode(ctx context.Context, config *pgx.ConnConfig) (err error) {
+func chooseExecMode(ctx context.Context, config *pgx.ConnConfig, o opening) (err error) {
 	prepares := config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	if !prepares {
@@ -90,6 +91,10 @@ func chooseExecMode(ctx context.Context, config *pgx.ConnConfig) (err error) {
 	config.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	for name, value := range planning {
 		setDefault(config.RuntimeParams, name, value)
+	}
+	if o.idleInTransaction > 0 {
+		setDefault(config.RuntimeParams, "idle_in_transaction_session_timeout",
+			strconv.FormatInt(max(o.idleInTransaction.Milliseconds(), 1), 10))
 	}
 	return nil
 }

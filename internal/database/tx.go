@@ -86,6 +86,7 @@ func IsTransient(err error) bool {
 			strings.HasPrefix(code, "53") || // insufficient resources
 			strings.HasPrefix(code, "57P") || // shutdown, crash, starting up
 			code == "55P03" || // lock not available
+			code == "25P03" || // our own process stood still within a transaction
 			code == "25006" // read-only transaction: a failover in progress
 	}
 	var lite *sqlite.Error

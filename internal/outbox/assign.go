@@ -46,6 +46,9 @@ type Assigned struct {
 	// they take long. Claimed has the lanes that were leased for some.
 	Taken   []*Event
 	Claimed []*LaneState
+	// Left counts the events that were left for other workers: looks find them
+	// until those have ended them, or it takes too long.
+	Left int
 	// Created tells that an EnvironmentCreated is among them: its snapshot is due.
 	Created bool
 	// More tells that there may be further events to assign.
@@ -88,7 +91,7 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	var b *batch
 	var open []string
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) (err error) {
-		b = &batch{look: look, full: full, all: look.Worker == "", known: make(map[environment]int64), done: Assigned{Busy: true}}
+		b = &batch{look: look, all: look.Worker == "", known: make(map[environment]int64), done: Assigned{Busy: true}}
 		mine := false
 		if mine, open, err = s.assigner(ctx, tx); err != nil || !mine {
 			return err
@@ -110,7 +113,12 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	for env, laneID := range b.known {
 		s.lanes[env] = laneID
 	}
-	s.sweep.looked(open, b.highest, !b.done.More)
+	if len(b.left) > 0 {
+		// Whoever holds their lanes may give those back before looking.
+		s.sweep.looked(open, b.left[0].Sequence-1, false)
+	} else {
+		s.sweep.looked(open, b.highest, !b.done.More)
+	}
 	if full && !b.done.More {
 		s.sweep.fullAt = time.Now().Add(max(fullEvery, fullShare*time.Since(began)))
 	}
@@ -149,15 +157,14 @@ func (s *Store) Refind(sequence int64) {
 
 // batch is what one look found, and what becomes of it.
 type batch struct {
-	look Look
-	// full: the look began at the first unassigned event. all: nothing is left
-	// for other workers.
-	full, all bool
-	known     map[environment]int64
-	found     []*assignment
-	highest   int64
-	refused   []*assignment // could not be taken after all
-	done      Assigned
+	look    Look
+	all     bool // nothing is left for other workers
+	known   map[environment]int64
+	found   []*assignment
+	highest int64
+	left    []*assignment // are for other workers to find
+	refused []*assignment // could not be taken after all
+	done    Assigned
 }
 
 // find reads events that are not assigned. The snapshot of an environment

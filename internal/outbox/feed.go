@@ -74,7 +74,7 @@ func (s *Subscriber) assign(ctx, work context.Context) (again time.Duration, err
 	if len(done.Written) > 0 || len(done.Claimed) > 0 {
 		s.fetchSoon()
 	}
-	s.behind = done.More
+	s.behind, s.left = done.More, done.Left
 	if done.More {
 		return atOnce, nil
 	}
@@ -96,7 +96,7 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 	s.lookOn = now.Add(s.flow.pause())
 	look := Look{Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried, Take: s.taker(room)}
 	if room > 0 {
-		look.Most = min(room, assignBatch)
+		look.Most = min(room, assignBatch) + min(s.left, 4*assignBatch)
 	}
 	return look, true
 }

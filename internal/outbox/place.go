@@ -104,6 +104,8 @@ func (p *placing) decide(a *assignment) {
 	case p.takes(lane, a):
 		p.taken = append(p.taken, a)
 	case p.leaves(lane, a):
+		p.left = append(p.left, a)
+		p.done.Left++
 	default:
 		p.behind[lane.LaneID] = true
 		p.written = append(p.written, a)
@@ -115,15 +117,15 @@ func (p *placing) takes(lane *LaneState, a *assignment) bool {
 }
 
 // leaves tells whether the event is left for another worker, which holds the
-// lane, to find. A full look leaves it for a while only.
+// lane, to find: for a while, and not behind one that is written.
 func (p *placing) leaves(lane *LaneState, a *assignment) bool {
-	return !p.all && lane.LeasedBy != nil && *lane.LeasedBy != p.look.Worker && !lane.Lapsed &&
-		(!p.full || a.event.CreatedAt > p.now-leaveTo.Microseconds())
+	return !p.all && !p.behind[lane.LaneID] && lane.LeasedBy != nil && *lane.LeasedBy != p.look.Worker && !lane.Lapsed &&
+		a.event.CreatedAt > p.now-leaveFor.Microseconds()
 }
 
-// leaveTo is how long another worker has to find an event of a lane that it
-// holds.
-const leaveTo = time.Second
+// leaveFor is how long another worker has to find and end an event of a lane
+// that it holds, before whoever looks assigns it.
+const leaveFor = time.Second / 5
 
 func (s *Store) laneStates(ctx context.Context, tx *sqlx.Tx, ids []int64) (map[int64]*LaneState, int64, error) {
 	encoded, err := rows(ids)

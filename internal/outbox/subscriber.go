@@ -89,6 +89,8 @@ type Subscriber struct {
 	hurried bool
 	// behind: there may be events to assign that there was no room for.
 	behind bool
+	// left is how many events the last look left for other workers.
+	left int
 	// lookOn is when to look for events although there is no room for them,
 	// writeOn when to assign those that take long.
 	lookOn, writeOn time.Time

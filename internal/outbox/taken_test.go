@@ -181,3 +181,70 @@ func TestALateEventIsFoundWithWhatWasPublishedAfterIt(t *testing.T) {
 		}
 	}
 }
+
+// What a worker leaves for a lane's holder to find isn't passed: the holder may
+// give the lane back before it has looked.
+func TestWhatIsLeftForAHolderIsNotPassed(t *testing.T) {
+	each(t, func(w *world) {
+		other := w.another()
+		look := func() (taken []*outbox.Event) {
+			for range 3 { // what was seen counts as passed from the second look on
+				done, err := other.Assign(w.t.Context(), outbox.Look{Worker: "other", Lease: lease, Take: (*outbox.LaneState).Free})
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				taken = append(taken, done.Taken...)
+			}
+			return taken
+		}
+		first := w.publish("s", touch("a"))
+		held := w.take("holder")
+		lane := held.Claimed[0].Lane
+		left := w.publish("s", touch("b"))
+		w.exec(`UPDATE {outbox} SET created_at = created_at + ? WHERE sequence = ?`, time.Hour.Microseconds(), left[0])
+		if got := look(); len(got) > 0 {
+			w.t.Fatalf("took %v of another's lane", sequences(got))
+		}
+		w.settleEvent(lane, held.Taken[0], done)
+		if err := w.store.Release(w.t.Context(), []outbox.Holding{{
+			LaneID: lane.LaneID, Token: lane.Token, ReadFrom: first[0], SeenWake: held.Claimed[0].Wake,
+		}}, nil); err != nil {
+			w.t.Fatal(err)
+		}
+		later := w.publish("s", touch("b"))
+		if diff := cmp.Diff(append(left, later...), sequences(look())); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+// A worker that has looked past what another one had taken must not put later
+// events into that one's lane when it died: its heir would run them first.
+func TestNothingPassesWhatADeadWorkerHadTaken(t *testing.T) {
+	each(t, func(w *world) {
+		other := w.another()
+		look := func() {
+			for range 3 { // what was seen counts as passed from the second look on
+				if _, err := other.Assign(w.t.Context(), outbox.Look{Worker: "other", Lease: lease, Take: (*outbox.LaneState).Free}); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+		}
+		published := w.publish("s", touch("a"))
+		old := w.take("dead").Claimed[0].Lane
+		look()
+		w.lapse(old.LaneID)
+		later := w.publish("s", touch("a"))
+		look()
+		heir := w.takeOver("heir")[0]
+		got := sequences(w.read(heir.LaneID))
+		if len(got) > 0 && got[0] == later[0] {
+			w.t.Errorf("the heir begins with %v, before %v", got, published)
+		}
+		w.store.Refind(0)
+		w.assign()
+		if diff := cmp.Diff(append(published, later...), sequences(w.read(heir.LaneID))); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
