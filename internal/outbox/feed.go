@@ -11,8 +11,10 @@ func (s *Subscriber) assignLoop(ctx, work context.Context) {
 	tick := time.NewTicker(s.config.Poll)
 	defer tick.Stop()
 	pause := time.Duration(0)
+	announced := false
 	for ctx.Err() == nil {
-		again, err := s.assign(ctx, work)
+		again, err := s.assign(ctx, work, announced)
+		announced = false
 		if err != nil && ctx.Err() == nil {
 			pause = min(2*pause+s.config.Poll, 5*time.Second)
 			s.config.Logger.Error("new events can't be assigned: trying again", "error", err, "in", pause)
@@ -27,6 +29,7 @@ func (s *Subscriber) assignLoop(ctx, work context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-s.committed:
+			announced = true
 		case <-tick.C:
 		}
 	}
@@ -40,8 +43,9 @@ const (
 )
 
 // assign looks once. It tells after how long to look again; 0 means when there
-// is a reason to.
-func (s *Subscriber) assign(ctx, work context.Context) (again time.Duration, err error) {
+// is a reason to. Of a few events that were announced, it may find and take all
+// by one query.
+func (s *Subscriber) assign(ctx, work context.Context, announced bool) (again time.Duration, err error) {
 	now := time.Now()
 	if err := s.writeSlow(ctx, now); err != nil {
 		return 0, err
@@ -52,7 +56,14 @@ func (s *Subscriber) assign(ctx, work context.Context) (again time.Duration, err
 	}
 	asking, cancel := context.WithTimeout(work, s.config.Lease)
 	defer cancel()
-	done, err := s.store.Assign(asking, look)
+	var done Assigned
+	few := false
+	if announced && s.few {
+		done.Taken, few, err = s.store.Peek(asking, look)
+	}
+	if !few && err == nil {
+		done, err = s.store.Assign(asking, look)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
@@ -75,6 +86,7 @@ func (s *Subscriber) assign(ctx, work context.Context) (again time.Duration, err
 		s.fetchSoon()
 	}
 	s.behind, s.left = done.More, done.Left
+	s.few = !done.More && len(done.Taken)+len(done.Written)+done.Left < peekMost
 	if done.More {
 		return atOnce, nil
 	}
@@ -94,6 +106,9 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 		return Look{}, false
 	}
 	s.lookOn = now.Add(s.flow.pause())
+	for _, l := range s.lanes {
+		l.doubtful = false
+	}
 	look := Look{Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried, Take: s.taker(room)}
 	if room > 0 {
 		look.Most = min(room, assignBatch) + min(s.left, 4*assignBatch)
@@ -177,7 +192,10 @@ func (s *Subscriber) feed(work context.Context, done Assigned, asked time.Time) 
 			s.store.Refind(e.Sequence) // the lane was lost or given back meanwhile
 			continue
 		}
-		l.schedule.add(e, false)
+		l.schedule.add(e, l.doubtful)
+		if l.doubtful {
+			s.fetchSoon()
+		}
 		s.enqueue(l)
 	}
 	for _, laneID := range done.Written {

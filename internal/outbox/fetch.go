@@ -283,6 +283,7 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 		s.mu.Lock()
 		j.lane.schedule.checked(j.doubt)
 		j.lane.schedule.park(parked)
+		j.lane.doubtful = j.lane.doubtful || len(parked) > 0 || len(j.running) > 0
 		s.enqueue(j.lane)
 		s.mu.Unlock()
 		s.fetchSoon()

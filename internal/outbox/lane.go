@@ -34,6 +34,9 @@ type lane struct {
 	// reading: a look for its next events is under way; feeding: one for new
 	// events is that may bring it some.
 	reading, feeding bool
+	// doubtful: events of the lane were parked since that look began, which new
+	// ones may have to wait for.
+	doubtful bool
 	// active counts its handlers at work.
 	active int
 	// emptied is when it last had something to do.

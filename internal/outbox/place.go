@@ -127,6 +127,14 @@ func (p *placing) leaves(lane *LaneState, a *assignment) bool {
 // that it holds, before whoever looks assigns it.
 const leaveFor = time.Second / 5
 
+// laneStateColumns are of a lane l.
+const laneStateColumns = `l.lane_id, l.service_id, l.environment_id, l.lease_token, l.read_from, l.lapse_count,
+	l.wake, l.held, l.gate_sequence, l.deleted_sequence, l.tainted_to, l.snapshot_sequence, l.leased_by,
+	l.ready_at IS NULL AS idle, coalesce(l.leased_until < (SELECT {now}), false) AS lapsed,
+	EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds,
+	EXISTS (SELECT 1 FROM {copies} c WHERE c.source_lane = l.lane_id AND c.state <> 'ended')
+		OR EXISTS (SELECT 1 FROM {copies} c WHERE c.target_lane = l.lane_id AND c.state <> 'ended') AS copying`
+
 func (s *Store) laneStates(ctx context.Context, tx *sqlx.Tx, ids []int64) (map[int64]*LaneState, int64, error) {
 	encoded, err := rows(ids)
 	if err != nil {
@@ -137,11 +145,7 @@ func (s *Store) laneStates(ctx context.Context, tx *sqlx.Tx, ids []int64) (map[i
 		Now int64 `db:"now"`
 	}
 	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT `+laneColumns+`, wake, held, gate_sequence, deleted_sequence, tainted_to, snapshot_sequence,
-			leased_by, ready_at IS NULL AS idle, coalesce(leased_until < (SELECT {now}), false) AS lapsed,
-			(SELECT {now}) AS now, EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds,
-			EXISTS (SELECT 1 FROM {copies} c WHERE c.source_lane = l.lane_id AND c.state <> 'ended')
-				OR EXISTS (SELECT 1 FROM {copies} c WHERE c.target_lane = l.lane_id AND c.state <> 'ended') AS copying
+		SELECT `+laneStateColumns+`, (SELECT {now}) AS now
 		FROM {lanes} l WHERE lane_id {in_ids}`), encoded); err != nil {
 		return nil, 0, err
 	}
@@ -177,10 +181,15 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing) error {
 			p.refused = append(p.refused, a)
 			continue
 		}
-		a.event.Taken, a.event.MediaID, a.event.Version, a.event.Resources = true, a.MediaID, a.Version, a.Resources
-		p.done.Taken = append(p.done.Taken, a.event)
+		p.done.Taken = append(p.done.Taken, a.taken())
 	}
 	return nil
+}
+
+// taken is the event with what assigning would write of it.
+func (a *assignment) taken() *Event {
+	a.event.Taken, a.event.MediaID, a.event.Version, a.event.Resources = true, a.MediaID, a.Version, a.Resources
+	return a.event
 }
 
 func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []int64, look Look) ([]Lane, error) {

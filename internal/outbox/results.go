@@ -118,6 +118,7 @@ func (s *Subscriber) finished(r *result) {
 	default:
 		l.schedule.finish(st.Event.Sequence, !st.Ends())
 	}
+	l.doubtful = l.doubtful || !st.Ends()
 	if l.ended != nil {
 		l.ended[st.Event.Sequence] = !st.Ends()
 	}

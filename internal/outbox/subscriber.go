@@ -89,6 +89,8 @@ type Subscriber struct {
 	hurried bool
 	// behind: there may be events to assign that there was no room for.
 	behind bool
+	// few: the last look found but a few events. Only the assign loop uses it.
+	few bool
 	// left is how many events the last look left for other workers.
 	left int
 	// lookOn is when to look for events although there is no room for them,

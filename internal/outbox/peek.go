@@ -1,0 +1,58 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+)
+
+// peekMost bounds what one Peek finds.
+const peekMost = 64
+
+// Peek is a look by one query, without a transaction: it finds new events that
+// the worker takes into lanes that it holds, which writes nothing. It returns
+// ok false, and nothing, where any event asks for more than that: a look by
+// Assign must then find them all.
+func (s *Store) Peek(ctx context.Context, look Look) (taken []*Event, ok bool, err error) {
+	s.mu.Lock()
+	after := s.sweep.passed
+	s.mu.Unlock()
+	carried, err := rows(look.Carried(after))
+	if err != nil {
+		return nil, false, err
+	}
+	var found []struct {
+		Sequence      int64  `db:"sequence"`
+		EventID       string `db:"event_id"`
+		Type          string `db:"type"`
+		ServiceID     string `db:"e_service_id"`
+		EnvironmentID string `db:"e_environment_id"`
+		Data          []byte `db:"data"`
+		Metadata      []byte `db:"metadata"`
+		CreatedAt     int64  `db:"created_at"`
+		Fresh         int    `db:"fresh"` // how many were found in all
+		LaneState
+	}
+	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
+		WITH fresh AS (SELECT * FROM {outbox} WHERE lane_id IS NULL AND sequence > ? AND sequence NOT IN {ids}
+			ORDER BY sequence LIMIT ?)
+		SELECT e.sequence, CAST(e.event_id AS text) AS event_id, e.type, e.service_id AS e_service_id,
+			e.environment_id AS e_environment_id, e.data, e.metadata, e.created_at,
+			(SELECT count(*) FROM fresh) AS fresh, `+laneStateColumns+`
+		FROM fresh e JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
+		ORDER BY e.sequence`), after, carried, peekMost); err != nil {
+		return nil, false, fmt.Errorf("look for new events: %w", err)
+	}
+	for i := range found {
+		f := &found[i]
+		a := assign(&Event{
+			Sequence: f.Sequence, EventID: f.EventID, Type: f.Type, ServiceID: f.ServiceID,
+			EnvironmentID: f.EnvironmentID, Data: f.Data, Metadata: f.Metadata, CreatedAt: f.CreatedAt, LaneID: f.LaneID,
+		})
+		mine := f.LeasedBy != nil && *f.LeasedBy == look.Worker
+		if len(found) < f.Fresh || a.State == Dead || a.order[0] == Everything || !mine || !look.Take(&f.LaneState) {
+			return nil, false, nil
+		}
+		taken = append(taken, a.taken())
+	}
+	return taken, len(taken) > 0 && len(taken) < peekMost, nil
+}
