@@ -109,7 +109,7 @@ func consumeOutbox(ctx context.Context, url string, handle func(mediaID string),
 		ctx, cancel := context.WithTimeout(msg.Context(), 10*time.Minute)
 		defer cancel()
 		d, _ := outbox.DeliveryFrom(ctx)
-		if _, err := events.Parse(d.Event.Type, d.Event.ServiceID, d.Event.EnvironmentID, d.Event.Data); err != nil {
+		if _, err := d.Event.Parse(); err != nil {
 			return err
 		}
 		handle(d.Event.Media())

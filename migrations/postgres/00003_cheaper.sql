@@ -12,7 +12,8 @@ CREATE INDEX outbox_unfinished ON {schema}.outbox (lane_id, media_id, sequence)
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION {schema}.notify_outbox() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtext('ownbucket'), pg_catalog.hashtext(TG_RELID::pg_catalog.text)) THEN
+    -- The key is 'ownb' and the table's number.
+    IF pg_catalog.pg_try_advisory_xact_lock(pg_catalog.int8or(8032009827624419328, TG_RELID::pg_catalog.int8)) THEN
         PERFORM pg_catalog.pg_notify('ownbucket_outbox', TG_TABLE_SCHEMA);
     END IF;
     RETURN NULL;
