@@ -74,7 +74,7 @@ cross-build: ## Build for another platform, without C
 	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 go build -o /dev/null ./cmd/ownbucket
 
 .PHONY: bench
-bench: ## Measure it beside River and watermill-sql (about 30 minutes); ARGS="-only REGEXP" for some
+bench: ## Measure it beside River and watermill-sql (about an hour); ARGS="-only REGEXP" for some
 	cd bench && go run . $(ARGS)
 
 .PHONY: bench-quick
