@@ -113,12 +113,12 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	for env, laneID := range b.known {
 		s.lanes[env] = laneID
 	}
-	if len(b.left) > 0 {
+	highest, complete := b.highest, !b.done.More
+	if b.left > 0 {
 		// Whoever holds their lanes may give those back before looking.
-		s.sweep.looked(open, b.left[0].Sequence-1, false)
-	} else {
-		s.sweep.looked(open, b.highest, !b.done.More)
+		highest, complete = b.left-1, false
 	}
+	s.sweep.looked(open, highest, complete)
 	if full && !b.done.More {
 		s.sweep.fullAt = time.Now().Add(max(fullEvery, fullShare*time.Since(began)))
 	}
@@ -146,13 +146,11 @@ func (s *Store) AssignAll(ctx context.Context) error {
 }
 
 // Refind makes the next look begin at that sequence: a taken event was let go.
+// 0 is before all.
 func (s *Store) Refind(sequence int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep.back(sequence)
-	if sequence <= 1 {
-		s.sweep.fullAt = time.Time{}
-	}
 }
 
 // batch is what one look found, and what becomes of it.
@@ -162,7 +160,7 @@ type batch struct {
 	known   map[environment]int64
 	found   []*assignment
 	highest int64
-	left    []*assignment // are for other workers to find
+	left    int64         // the first event that is for another worker to find; 0 if none
 	refused []*assignment // could not be taken after all
 	done    Assigned
 }
@@ -175,7 +173,7 @@ func (s *Store) find(ctx context.Context, tx *sqlx.Tx, b *batch, after int64) er
 	if b.look.Carried != nil {
 		carried = b.look.Carried(after)
 	}
-	if err := s.selectFresh(ctx, tx, b, after, b.look.Most, carried); err != nil {
+	if err := s.selectFresh(ctx, tx, b, after, math.MaxInt64, b.look.Most, carried); err != nil {
 		return err
 	}
 	b.done.More = len(b.found) == b.look.Most
@@ -183,14 +181,12 @@ func (s *Store) find(ctx context.Context, tx *sqlx.Tx, b *batch, after int64) er
 		return nil
 	}
 	b.look.Take, b.all = nil, true
-	return s.selectFresh(ctx, tx, b, 0, math.MaxInt32, carried[:0])
+	return s.selectFresh(ctx, tx, b, 0, b.highest, math.MaxInt32, carried[:0])
 }
 
-func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after int64, most int, carried []int64) error {
-	before := int64(math.MaxInt64)
-	if most > b.look.Most {
-		before = b.highest
-	}
+// selectFresh reads events above one sequence and up to another, but for those
+// that are carried.
+func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, to int64, most int, carried []int64) error {
 	without, err := rows(carried)
 	if err != nil {
 		return err
@@ -200,7 +196,7 @@ func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after in
 		SELECT sequence, CAST(event_id AS text) AS event_id, type, service_id, environment_id, data, metadata,
 			created_at FROM {outbox}
 		WHERE lane_id IS NULL AND sequence > ? AND sequence <= ? AND sequence NOT IN {ids}
-		ORDER BY sequence LIMIT ?`), after, before, without, most); err != nil {
+		ORDER BY sequence LIMIT ?`), after, to, without, most); err != nil {
 		return err
 	}
 	b.found = make([]*assignment, len(fresh))

@@ -8,77 +8,59 @@ import (
 // assignLoop finds newly committed events, and takes what it can into memory:
 // what ends soon is then written once, when it ends.
 func (s *Subscriber) assignLoop(ctx, work context.Context) {
-	tick := time.NewTicker(s.config.Poll)
-	defer tick.Stop()
-	pause := time.Duration(0)
-	announced := false
-	for ctx.Err() == nil {
-		again, err := s.assign(ctx, work, announced)
-		announced = false
-		if err != nil && ctx.Err() == nil {
-			pause = min(2*pause+s.config.Poll, 5*time.Second)
-			s.config.Logger.Error("new events can't be assigned: trying again", "error", err, "in", pause)
-			wait(ctx, pause)
-			continue
-		}
-		pause = 0
-		if again > 0 {
-			wait(ctx, again)
-			continue
-		}
-		select {
-		case <-ctx.Done():
-		case <-s.committed:
-			announced = true
-		case <-tick.C:
-		}
-	}
+	s.loop(ctx, s.committed, "new events can't be assigned: trying again", func(announced bool) error {
+		return s.assign(ctx, work, announced)
+	})
 }
 
-const (
-	// assignerBusy is how long a worker waits for another one's look to end.
-	assignerBusy = 2 * time.Millisecond
-	// atOnce is next to nothing.
-	atOnce = time.Nanosecond
-)
+// assignerBusy is how long a worker waits for another one's look to end.
+const assignerBusy = 2 * time.Millisecond
 
-// assign looks once. It tells after how long to look again; 0 means when there
-// is a reason to. Of a few events that were announced, it may find and take all
-// by one query.
-func (s *Subscriber) assign(ctx, work context.Context, announced bool) (again time.Duration, err error) {
+// assign looks once. Of a few events that were announced, it may find and take
+// all by one query.
+func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	now := time.Now()
 	if err := s.writeSlow(ctx, now); err != nil {
-		return 0, err
+		return err
 	}
 	look, ok := s.look(now)
 	if !ok {
-		return 0, nil
+		return nil
 	}
 	asking, cancel := context.WithTimeout(work, s.config.Lease)
 	defer cancel()
 	var done Assigned
-	few := false
+	var few bool
+	var err error
 	if announced && s.few {
 		done.Taken, few, err = s.store.Peek(asking, look)
 	}
 	if !few && err == nil {
 		done, err = s.store.Assign(asking, look)
 	}
+	s.looked(work, done, now, err == nil)
+	if err == nil && done.Busy {
+		wait(ctx, assignerBusy)
+		s.lookSoon()
+	}
+	return err
+}
+
+// looked takes what a look found, or nothing where it failed.
+func (s *Subscriber) looked(work context.Context, done Assigned, began time.Time, succeeded bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil {
-		s.feed(work, done, now)
-	}
+	s.feed(work, done, began)
 	for _, l := range s.lanes {
 		l.feeding = false
 	}
 	s.dispatch()
 	switch {
-	case err != nil:
-		return 0, err
+	case !succeeded:
+		return
 	case done.Busy:
-		s.otherSeen = now
-		return assignerBusy, nil
+		s.otherSeen = began
+		return
 	case done.Created && s.config.Created != nil:
 		s.config.Created()
 	}
@@ -88,9 +70,8 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) (again ti
 	s.behind, s.left = done.More, done.Left
 	s.few = !done.More && len(done.Taken)+len(done.Written)+done.Left < peekMost
 	if done.More {
-		return atOnce, nil
+		s.lookSoon()
 	}
-	return 0, nil
 }
 
 // look says what to look for now. While the worker has as much as it can start

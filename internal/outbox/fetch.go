@@ -31,29 +31,39 @@ type round struct {
 // fetchLoop brings events into memory: it claims lanes, reads on in those held,
 // and gives back those that are drained.
 func (s *Subscriber) fetchLoop(ctx, work context.Context) {
-	tick := time.NewTicker(s.config.Poll)
-	defer tick.Stop()
 	var promoted, tookOver, looked, rotated time.Time
-	pause := time.Duration(0)
-	for ctx.Err() == nil {
+	s.loop(ctx, s.fetching, "the outbox can't be read: trying again", func(bool) error {
 		now := time.Now()
-		r := round{
+		return s.fetch(ctx, work, round{
 			promote:  due(&promoted, now, s.config.Poll),
 			takeOver: due(&tookOver, now, min(time.Second, s.config.Lease/4)),
 			statuses: due(&looked, now, s.statusesEvery()),
 			rotate:   due(&rotated, now, turn),
-		}
-		if err := s.fetch(ctx, work, r); err != nil && ctx.Err() == nil {
+		})
+	})
+}
+
+// loop takes turns until the context ends: when it is woken, which the turn is
+// told, and at each poll. After a failure it waits ever longer.
+func (s *Subscriber) loop(ctx context.Context, wake <-chan struct{}, trouble string, turn func(woken bool) error) {
+	tick := time.NewTicker(s.config.Poll)
+	defer tick.Stop()
+	pause := time.Duration(0)
+	for woken := false; ctx.Err() == nil; {
+		if err := turn(woken); err != nil && ctx.Err() == nil {
 			pause = min(2*pause+s.config.Poll, 5*time.Second)
-			s.config.Logger.Error("the outbox can't be read: trying again", "error", err, "in", pause)
+			s.config.Logger.Error(trouble, "error", err, "in", pause)
 			wait(ctx, pause)
+			woken = false
 			continue
 		}
 		pause = 0
 		select {
 		case <-ctx.Done():
-		case <-s.fetching:
+		case <-wake:
+			woken = true
 		case <-tick.C:
+			woken = false
 		}
 	}
 }

@@ -27,16 +27,19 @@ const leased = `coalesce(leased_by, '') <> ''`
 
 const laneColumns = `lane_id, service_id, environment_id, lease_token, read_from, lapse_count`
 
+// leaseThose leases the lanes of the query that follows, to a worker and for
+// a time.
+const leaseThose = `
+	UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?, started = true
+	WHERE lane_id IN (`
+
 // Claim leases up to n lanes that have work and no holder, those first that
 // have waited longest.
 func (s *Store) Claim(ctx context.Context, worker string, n int, lease time.Duration) ([]Lane, error) {
 	var lanes []Lane
-	err := s.db.SelectContext(ctx, &lanes, s.db.SQL(`
-		UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?, started = true
-		WHERE lane_id IN (
-			SELECT lane_id FROM {lanes} WHERE ready_at IS NOT NULL AND leased_by IS NULL AND NOT held
-			ORDER BY ready_at LIMIT ? {skip_locked})
-		RETURNING `+laneColumns), worker, lease.Microseconds(), n)
+	err := s.db.SelectContext(ctx, &lanes, s.db.SQL(leaseThose+`
+		SELECT lane_id FROM {lanes} WHERE ready_at IS NOT NULL AND leased_by IS NULL AND NOT held
+		ORDER BY ready_at LIMIT ? {skip_locked}) RETURNING `+laneColumns), worker, lease.Microseconds(), n)
 	if err != nil {
 		return nil, fmt.Errorf("claim lanes: %w", err)
 	}
@@ -286,10 +289,8 @@ func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event
 			return err
 		}
 		var list []begun
-		for _, e := range events {
-			if slices.ContainsFunc(held, func(h Holding) bool { return h.LaneID == e.LaneID && h.Token == leases[e.LaneID].Token }) {
-				list = append(list, begun{e.Sequence, e.RecordedCount})
-			}
+		for _, e := range stillHeld(events, held, leases) {
+			list = append(list, begun{e.Sequence, e.RecordedCount})
 		}
 		if len(list) == 0 {
 			return nil

@@ -104,8 +104,10 @@ func (p *placing) decide(a *assignment) {
 	case p.takes(lane, a):
 		p.taken = append(p.taken, a)
 	case p.leaves(lane, a):
-		p.left = append(p.left, a)
 		p.done.Left++
+		if p.left == 0 {
+			p.left = a.Sequence
+		}
 	default:
 		p.behind[lane.LaneID] = true
 		p.written = append(p.written, a)
@@ -201,12 +203,9 @@ func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []int64, look Look)
 		return nil, err
 	}
 	var claimed []Lane
-	err = tx.SelectContext(ctx, &claimed, s.db.SQL(`
-		UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?, started = true
-		WHERE lane_id IN (
-			SELECT lane_id FROM {lanes} WHERE lane_id {in_ids} AND ready_at IS NULL AND leased_by IS NULL AND NOT held
-			AND gate_sequence IS NULL ORDER BY lane_id {skip_locked})
-		RETURNING `+laneColumns), look.Worker, look.Lease.Microseconds(), ids)
+	err = tx.SelectContext(ctx, &claimed, s.db.SQL(leaseThose+`
+		SELECT lane_id FROM {lanes} WHERE lane_id {in_ids} AND ready_at IS NULL AND leased_by IS NULL AND NOT held
+		AND gate_sequence IS NULL ORDER BY lane_id {skip_locked}) RETURNING `+laneColumns), look.Worker, look.Lease.Microseconds(), ids)
 	return claimed, err
 }
 
@@ -270,13 +269,7 @@ func (s *Store) Write(ctx context.Context, held []Holding, taken []*Event) error
 		if err != nil {
 			return err
 		}
-		var mine []*Event
-		for _, e := range taken {
-			if slices.ContainsFunc(held, func(h Holding) bool { return h.LaneID == e.LaneID && h.Token == leases[e.LaneID].Token }) {
-				mine = append(mine, e)
-			}
-		}
-		return s.writeTaken(ctx, tx, mine)
+		return s.writeTaken(ctx, tx, stillHeld(taken, held, leases))
 	})
 	if err != nil {
 		return fmt.Errorf("assign events that take long: %w", err)

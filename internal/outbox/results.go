@@ -19,7 +19,7 @@ func (s *Subscriber) settleLoop(ctx context.Context) {
 	)
 	for first := range s.results {
 		batch := []*result{first}
-		if n := len(s.results); n < many && s.recently() > many*int(flowWindow/gather) {
+		if len(s.results) < many && s.recently() > many*int(flowWindow/gather) {
 			wait(ctx, gather)
 		}
 	gather:

@@ -48,6 +48,21 @@ func (s *Store) fence(ctx context.Context, tx *sqlx.Tx, held []Holding, lock str
 	return leases, nil
 }
 
+// stillHeld are the events of those lanes that the caller has not lost.
+func stillHeld(events []*Event, held []Holding, leases map[int64]lease) []*Event {
+	kept := make(map[int64]bool, len(held))
+	for _, h := range held {
+		kept[h.LaneID] = h.Token == leases[h.LaneID].Token
+	}
+	var mine []*Event
+	for _, e := range events {
+		if kept[e.LaneID] {
+			mine = append(mine, e)
+		}
+	}
+	return mine
+}
+
 // releases tells whether what is parked may have waited for the event. A
 // deletion also ends what other parked events wait for.
 func (s *Settlement) releases() bool {

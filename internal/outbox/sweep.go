@@ -18,7 +18,8 @@ import (
 // then finds late events in their order, and what has ended is not walked
 // again, however long a transaction elsewhere keeps it from being cleaned up.
 type sweep struct {
-	// passed: every event at or below was found, or belongs to another worker.
+	// passed: every event at or below was found, and is not left for another
+	// worker.
 	passed int64
 	marks  []mark
 	fullAt time.Time
