@@ -34,11 +34,7 @@ type tenancy struct {
 // isolation measures how long the others' events take from their publishing to
 // their completion, at half of what a worker can do.
 func isolation(ctx context.Context, e *environment) (rows []row, err error) {
-	aws, err := startStandIn(e)
-	if err != nil {
-		return nil, err
-	}
-	root, err := fileRoot(e, uploadSize)
+	aws, root, err := startSite(e, uploadSize)
 	if err != nil {
 		return nil, err
 	}

@@ -39,11 +39,7 @@ func memoryRow(scenario string, count int, peak float64, limit string) row {
 func uploadMemory(ctx context.Context, e *environment, name string,
 	install func(context.Context, string, *standIn, string) (*installation, error)) ([]row, error) {
 	size := pick(e.scale, int64(256<<20), 2<<30)
-	aws, err := startStandIn(e)
-	if err != nil {
-		return nil, err
-	}
-	root, err := fileRoot(e, size)
+	aws, root, err := startSite(e, size)
 	if err != nil {
 		return nil, err
 	}
@@ -84,11 +80,7 @@ func uploadMemory(ctx context.Context, e *environment, name string,
 func backlogMemory(ctx context.Context, e *environment) ([]row, error) {
 	waiting, customers := pick(e.scale, 50_000, 1_000_000), pick(e.scale, 100, 1000)
 	const size = 1 << 10
-	aws, err := startStandIn(e)
-	if err != nil {
-		return nil, err
-	}
-	root, err := fileRoot(e, size)
+	aws, root, err := startSite(e, size)
 	if err != nil {
 		return nil, err
 	}

@@ -11,11 +11,7 @@ import (
 func onset(ctx context.Context, e *environment) ([]row, error) {
 	const name, busy = "isolation/onset", 8
 	each := pick(e.scale, 3000, waiting)
-	aws, err := startStandIn(e)
-	if err != nil {
-		return nil, err
-	}
-	root, err := fileRoot(e, uploadSize)
+	aws, root, err := startSite(e, uploadSize)
 	if err != nil {
 		return nil, err
 	}

@@ -172,6 +172,16 @@ func (s *StandIn) Counts(_ int, counts *map[string]int) error {
 	return nil
 }
 
+// startSite starts a stand-in, and makes a file root with one file of that size
+// to upload from.
+func startSite(e *environment, size int64) (aws *standIn, root string, err error) {
+	if aws, err = startStandIn(e); err != nil {
+		return nil, "", err
+	}
+	root, err = fileRoot(e, size)
+	return aws, root, err
+}
+
 // fileRoot makes a directory that holds one file of that size, named source.
 func fileRoot(e *environment, size int64) (root string, err error) {
 	root, err = os.MkdirTemp("", "bench")

@@ -41,11 +41,7 @@ func uploadScenarios() []scenario {
 // in turns.
 func uploads(ctx context.Context, e *environment, name string, delay time.Duration) ([]row, error) {
 	rounds, slice := pick(e.scale, 2, 5), pick(e.scale, 2000, 10_000)
-	aws, err := startStandIn(e)
-	if err != nil {
-		return nil, err
-	}
-	root, err := fileRoot(e, uploadSize)
+	aws, root, err := startSite(e, uploadSize)
 	if err != nil {
 		return nil, err
 	}

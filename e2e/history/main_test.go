@@ -4,7 +4,6 @@ package history_test
 import (
 	"flag"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -57,8 +56,8 @@ func TestAnyHistoryEndsAsIfItsEventsHadRunOneByOne(t *testing.T) {
 				strange := made.model.clone()
 				check.Repeat(actions(made))
 				made.endAll(check)
-				it := &iteration{TB: t, check: check}
-				defer it.end()
+				it := stage.NewIteration(t, check)
+				defer it.End()
 				live(it, c.url(it), c.workers, made, strange)
 			})
 		})
@@ -109,25 +108,4 @@ func live(t testing.TB, url string, workers int, made *cms, strange model) {
 	p.crew.stop()
 	s.Work() // finds nothing to do
 	p.verify()
-}
-
-// iteration is one check of a property: what it sets up ends with it.
-type iteration struct {
-	testing.TB
-	check    *rapid.T
-	cleanups []func()
-}
-
-func (i *iteration) Helper()                   {}
-func (i *iteration) Cleanup(f func())          { i.cleanups = append(i.cleanups, f) }
-func (i *iteration) Fatal(args ...any)         { i.check.Fatal(args...) }
-func (i *iteration) Fatalf(f string, a ...any) { i.check.Fatalf(f, a...) }
-func (i *iteration) Error(args ...any)         { i.check.Error(args...) }
-func (i *iteration) Errorf(f string, a ...any) { i.check.Errorf(f, a...) }
-func (i *iteration) Logf(string, ...any)       {}
-
-func (i *iteration) end() {
-	for _, cleanup := range slices.Backward(i.cleanups) {
-		cleanup()
-	}
 }

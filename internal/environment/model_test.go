@@ -18,27 +18,6 @@ import (
 	"github.com/ownbucket/ownbucket/internal/stage"
 )
 
-// iteration is one check of a property: what it sets up ends with it.
-type iteration struct {
-	testing.TB
-	check    *rapid.T
-	cleanups []func()
-}
-
-func (i *iteration) Helper()                   {}
-func (i *iteration) Cleanup(f func())          { i.cleanups = append(i.cleanups, f) }
-func (i *iteration) Fatal(args ...any)         { i.check.Fatal(args...) }
-func (i *iteration) Fatalf(f string, a ...any) { i.check.Fatalf(f, a...) }
-func (i *iteration) Error(args ...any)         { i.check.Error(args...) }
-func (i *iteration) Errorf(f string, a ...any) { i.check.Errorf(f, a...) }
-func (i *iteration) Logf(string, ...any)       {}
-
-func (i *iteration) end() {
-	for _, cleanup := range slices.Backward(i.cleanups) {
-		cleanup()
-	}
-}
-
 // modelMedia is what an environment should hold of a media.
 type modelMedia struct {
 	name, content string
@@ -69,8 +48,8 @@ func TestHistoriesEndAsIfOneEventRanAfterTheOther(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			rapid.Check(t, func(check *rapid.T) {
-				it := &iteration{TB: t, check: check}
-				defer it.end()
+				it := stage.NewIteration(t, check)
+				defer it.End()
 				h := &history{scene: newScene(it, c.open(it)), check: check, model: model{"": {}}}
 				h.Config.RetryAttempts = 25
 				h.Config.RetryBase = 2 * time.Millisecond
