@@ -10,11 +10,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/pgtest"
+	"github.com/ownbucket/ownbucket/migrations"
 )
 
 func TestQueriesAreWrittenOnceForBothDialects(t *testing.T) {
@@ -54,6 +56,28 @@ func TestNowIsTheDatabasesClockInMicroseconds(t *testing.T) {
 		if driftSeconds > 60 || micros < 1e15 {
 			t.Errorf("now is %d, %d s from ours", micros, driftSeconds)
 		}
+	})
+}
+
+func TestJSONOfAnyKindIsAParameter(t *testing.T) {
+	t.Parallel()
+	publish := func(t *testing.T, db *database.DB) {
+		insert := db.SQL(`INSERT INTO {outbox} (event_id, type, service_id, environment_id, data) VALUES (?, ?, ?, ?, ?)`)
+		for range 3 {
+			_, err := db.ExecContext(t.Context(), insert, uuid.NewString(), "MediaDeleted", "s", "", `{"a":"\u0000"}`)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	dbtest.Each(t, publish)
+	t.Run("behind PgBouncer", func(t *testing.T) {
+		t.Parallel()
+		db := dbtest.Open(t, pgtest.PgBouncer(t, pgtest.URL(t)))
+		if _, err := migrations.Up(t.Context(), db); err != nil {
+			t.Fatal(err)
+		}
+		publish(t, db)
 	})
 }
 
