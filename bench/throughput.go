@@ -40,7 +40,7 @@ func backlogs(s scale) []backlog {
 	few, many := pick(s, 3_000, 10_000), pick(s, 30_000, 1_000_000)
 	return []backlog{
 		{"10000", few, 1000, window{1, few, longest}, pick(s, 1, 3)},
-		{"1000000", many, 1000, window{2 * few, pick(s, 15_000, 100_000), longest}, 1},
+		{"1000000", many, 1000, window{2 * few, pick(s, 15_000, 300_000), longest}, pick(s, 1, 2)},
 		{"hot-lane", 2 * few, 1, window{1, 2 * few, longest}, pick(s, 1, 2)},
 	}
 }
@@ -81,6 +81,7 @@ func throughput(ctx context.Context, e *environment, name string, h handler, b b
 			if err = errors.Join(err, e.cleanUpAll()); err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
+			e.logger.Info("turn", "scenario", name, "subject", c.name, "rate", int(seen.rate()), "cpu", int(seen.cpuPerEvent()))
 			c.seen = c.seen.add(seen)
 		}
 	}

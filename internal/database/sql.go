@@ -18,11 +18,12 @@ var rows = regexp.MustCompile(`\{rows ([a-z_]+)\(([^)]*)\)\}`)
 
 // fragments are the places where the two dialects differ. {now} is the
 // database's own clock, in microseconds since the Unix epoch; on PostgreSQL
-// it moves on within a transaction. CAST, not "::", so that sqlx.Named may
-// come before or after.
+// it moves on within a transaction, and is a subquery, which a statement reads
+// once: an index can serve where a column is compared with it. CAST, not "::",
+// so that sqlx.Named may come before or after.
 var fragments = map[Dialect]map[string]string{
 	PostgreSQL: {
-		"{now}":               `CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)`,
+		"{now}":               `(SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint))`,
 		"{skip_locked}":       `FOR UPDATE SKIP LOCKED`,
 		"{for_update}":        `FOR UPDATE`,
 		"{for_key_share}":     `FOR KEY SHARE`,
@@ -74,6 +75,17 @@ func (db *DB) SQL(query string) string {
 		}
 	}
 	return done
+}
+
+// In is a condition that a column is one of those which a query finds, to be
+// put into a query. On PostgreSQL the inner query runs once, and the column is
+// looked up by its index: as a semi-join, it may be planned to run, and to lock
+// its rows, for each row of the outer table.
+func (db *DB) In(query string) string {
+	if db.Dialect == PostgreSQL {
+		return `= ANY (ARRAY(` + query + `))`
+	}
+	return `IN (` + query + `)`
 }
 
 func (db *DB) rows(fragment string) string {

@@ -24,13 +24,12 @@ var errLeaseLost = errors.New("the lease of a copy's item was lost")
 func (s *Store) claim(ctx context.Context, copySequence int64, n int) ([]item, error) {
 	asked := time.Now()
 	var items []item
-	// The clock in a subquery is read once, so that the index can serve.
 	// MATERIALIZED: a join may otherwise run the CTE, and lock, again.
 	err := s.db.SelectContext(ctx, &items, s.db.SQL(`
 		WITH due AS MATERIALIZED (
 			SELECT copy_sequence, media_id FROM {copy_items}
-			WHERE copy_sequence = ? AND state = 'owed' AND next_attempt_at <= (SELECT {now})
-			AND (leased_until IS NULL OR leased_until < (SELECT {now})) AND NOT `+overtaken+`
+			WHERE copy_sequence = ? AND state = 'owed' AND next_attempt_at <= {now}
+			AND (leased_until IS NULL OR leased_until < {now}) AND NOT `+overtaken+`
 			AND EXISTS (SELECT 1 FROM {copies} c JOIN {lanes} l ON l.lane_id = c.target_lane
 				WHERE c.sequence = ? AND c.state = 'active' AND NOT l.held)
 			ORDER BY next_attempt_at LIMIT ? {skip_locked})

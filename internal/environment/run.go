@@ -194,8 +194,8 @@ func (s *Store) dueCopies(ctx context.Context) ([]dueCopy, error) {
 	err := s.db.SelectContext(ctx, &copies, s.db.SQL(`
 		SELECT c.sequence, c.target_lane FROM {copies} c JOIN {lanes} l ON l.lane_id = c.target_lane
 		WHERE c.state = 'active' AND NOT l.held AND EXISTS (SELECT 1 FROM {copy_items} i
-			WHERE i.copy_sequence = c.sequence AND i.state = 'owed' AND i.next_attempt_at <= (SELECT {now})
-			AND (i.leased_until IS NULL OR i.leased_until < (SELECT {now})) AND NOT `+overtaken+`)
+			WHERE i.copy_sequence = c.sequence AND i.state = 'owed' AND i.next_attempt_at <= {now}
+			AND (i.leased_until IS NULL OR i.leased_until < {now}) AND NOT `+overtaken+`)
 		ORDER BY c.sequence`))
 	return copies, wrap("look for items to copy", err)
 }

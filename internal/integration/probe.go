@@ -22,12 +22,11 @@ func (s *Store) DueProbes(ctx context.Context, n int, leaseFor time.Duration) ([
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		due = nil
 		var ids []int64
-		// The clock in a subquery is read once, so that the index can serve.
-		// MATERIALIZED: a join may otherwise run the CTE, and lock, again.
+			// MATERIALIZED: a join may otherwise run the CTE, and lock, again.
 		err := tx.SelectContext(ctx, &ids, s.db.SQL(`
 			WITH due AS MATERIALIZED (
 				SELECT lane_id FROM {integrations}
-				WHERE blocked_since IS NOT NULL AND NOT paused AND next_probe_at <= (SELECT {now})
+				WHERE blocked_since IS NOT NULL AND NOT paused AND next_probe_at <= {now}
 				ORDER BY next_probe_at LIMIT ? {skip_locked})
 			UPDATE {integrations} SET next_probe_at = {now} + ?
 			WHERE lane_id IN (SELECT lane_id FROM due) RETURNING lane_id`), n, leaseFor.Microseconds())

@@ -113,14 +113,14 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	for env, laneID := range b.known {
 		s.lanes[env] = laneID
 	}
-	highest, complete := b.highest, !b.done.More
+	passed, highest, complete := s.sweep.passed, b.highest, !b.done.More
 	if b.left > 0 {
 		// Whoever holds their lanes may give those back before looking.
 		highest, complete = b.left-1, false
 	}
 	s.sweep.looked(open, highest, complete)
-	if full && !b.done.More {
-		s.sweep.fullAt = time.Now().Add(max(fullEvery, fullShare*time.Since(began)))
+	if full {
+		s.sweep.fullLooked(passed, highest, !b.done.More, time.Now(), time.Since(began))
 	}
 	for _, a := range b.refused {
 		s.sweep.back(a.Sequence)

@@ -27,19 +27,20 @@ const leased = `coalesce(leased_by, '') <> ''`
 
 const laneColumns = `lane_id, service_id, environment_id, lease_token, read_from, lapse_count`
 
-// leaseThose leases the lanes of the query that follows, to a worker and for
-// a time.
-const leaseThose = `
-	UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?, started = true
-	WHERE lane_id IN (`
+// leaseThose leases the lanes that a query finds, to a worker and for a time.
+func (s *Store) leaseThose(query string) string {
+	return s.db.SQL(`
+		UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?, started = true
+		WHERE lane_id ` + s.db.In(query) + ` RETURNING ` + laneColumns)
+}
 
 // Claim leases up to n lanes that have work and no holder, those first that
 // have waited longest.
 func (s *Store) Claim(ctx context.Context, worker string, n int, lease time.Duration) ([]Lane, error) {
 	var lanes []Lane
-	err := s.db.SelectContext(ctx, &lanes, s.db.SQL(leaseThose+`
+	err := s.db.SelectContext(ctx, &lanes, s.leaseThose(`
 		SELECT lane_id FROM {lanes} WHERE ready_at IS NOT NULL AND leased_by IS NULL AND NOT held
-		ORDER BY ready_at LIMIT ? {skip_locked}) RETURNING `+laneColumns), worker, lease.Microseconds(), n)
+		ORDER BY ready_at LIMIT ? {skip_locked}`), worker, lease.Microseconds(), n)
 	if err != nil {
 		return nil, fmt.Errorf("claim lanes: %w", err)
 	}
@@ -56,9 +57,9 @@ func (s *Store) TakeOver(ctx context.Context, worker string, n int, lease time.D
 			UPDATE {lanes} SET leased_by = ?, lease_token = lease_token + 1, leased_until = {now} + ?,
 				lapse_count = lapse_count + 1,
 				tainted_to = (SELECT coalesce(max(sequence), 0) FROM {outbox})
-			WHERE lane_id IN (
+			WHERE lane_id `+s.db.In(`
 				SELECT lane_id FROM {lanes} WHERE leased_by IS NOT NULL AND leased_until < {now}
-				ORDER BY leased_until LIMIT ? {skip_locked})
+				ORDER BY leased_until LIMIT ? {skip_locked}`)+`
 			RETURNING `+laneColumns), worker, lease.Microseconds(), n); err != nil || len(lanes) == 0 {
 			return err
 		}
@@ -298,10 +299,10 @@ func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event
 		// What somebody is writing at this moment has an end, or will be marked
 		// another time: not waiting for it, we are in nobody's way.
 		return s.exec(ctx, tx, `
-			UPDATE {outbox} SET state = 'running' WHERE sequence IN (
+			UPDATE {outbox} SET state = 'running' WHERE sequence `+s.db.In(`
 				SELECT e.sequence FROM {outbox} e JOIN {rows v(sequence bigint, recorded_count integer)}
 				ON e.sequence = v.sequence AND e.recorded_count = v.recorded_count
-				WHERE e.state = 'available' AND NOT e.parked AND e.lane_id IS NOT NULL `+s.skipLocked("e")+`)`, list)
+				WHERE e.state = 'available' AND NOT e.parked AND e.lane_id IS NOT NULL `+s.skipLocked("e")), list)
 	})
 	if err != nil {
 		return fmt.Errorf("mark running events: %w", err)

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -132,7 +133,7 @@ const leaveFor = time.Second / 5
 // laneStateColumns are of a lane l.
 const laneStateColumns = `l.lane_id, l.service_id, l.environment_id, l.lease_token, l.read_from, l.lapse_count,
 	l.wake, l.held, l.gate_sequence, l.deleted_sequence, l.tainted_to, l.snapshot_sequence, l.leased_by,
-	l.ready_at IS NULL AS idle, coalesce(l.leased_until < (SELECT {now}), false) AS lapsed,
+	l.ready_at IS NULL AS idle, coalesce(l.leased_until < {now}, false) AS lapsed,
 	EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds,
 	EXISTS (SELECT 1 FROM {copies} c WHERE c.source_lane = l.lane_id AND c.state <> 'ended')
 		OR EXISTS (SELECT 1 FROM {copies} c WHERE c.target_lane = l.lane_id AND c.state <> 'ended') AS copying`
@@ -147,7 +148,7 @@ func (s *Store) laneStates(ctx context.Context, tx *sqlx.Tx, ids []int64) (map[i
 		Now int64 `db:"now"`
 	}
 	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT `+laneStateColumns+`, (SELECT {now}) AS now
+		SELECT `+laneStateColumns+`, {now} AS now
 		FROM {lanes} l WHERE lane_id {in_ids}`), encoded); err != nil {
 		return nil, 0, err
 	}
@@ -203,9 +204,9 @@ func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []int64, look Look)
 		return nil, err
 	}
 	var claimed []Lane
-	err = tx.SelectContext(ctx, &claimed, s.db.SQL(leaseThose+`
+	err = tx.SelectContext(ctx, &claimed, s.leaseThose(`
 		SELECT lane_id FROM {lanes} WHERE lane_id {in_ids} AND ready_at IS NULL AND leased_by IS NULL AND NOT held
-		AND gate_sequence IS NULL ORDER BY lane_id {skip_locked}) RETURNING `+laneColumns), look.Worker, look.Lease.Microseconds(), ids)
+		AND gate_sequence IS NULL ORDER BY lane_id {skip_locked}`), look.Worker, look.Lease.Microseconds(), ids)
 	return claimed, err
 }
 
@@ -215,6 +216,9 @@ func (s *Store) write(ctx context.Context, tx *sqlx.Tx, written []*assignment) e
 	if len(written) == 0 {
 		return nil
 	}
+	// In their sequence, as everybody: who settles some of them would else wait
+	// for us while we wait for him.
+	slices.SortFunc(written, func(a, b *assignment) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	lanes := make(map[int64]int64) // highest sequence to be read, 0 if none
 	for _, a := range written {
 		lanes[a.event.LaneID] = max(lanes[a.event.LaneID], 0)

@@ -22,7 +22,9 @@ type sweep struct {
 	// worker.
 	passed int64
 	marks  []mark
-	fullAt time.Time
+	// fullAt is when the next full look begins, or goes on above fullFrom.
+	fullAt   time.Time
+	fullFrom int64
 }
 
 // mark is a sequence that was seen, and the transactions that wrote to the
@@ -45,9 +47,18 @@ const (
 // from tells above which sequence to look, and whether that is a full look.
 func (w *sweep) from(now time.Time) (sequence int64, full bool) {
 	if !now.Before(w.fullAt) {
-		return 0, true
+		return w.fullFrom, true
 	}
 	return w.passed, false
+}
+
+// fullLooked notes that a full look found all that is visible up to the highest
+// sequence; further ones go on from there, until they meet those that are not.
+func (w *sweep) fullLooked(passed, highest int64, complete bool, now time.Time, took time.Duration) {
+	w.fullFrom = highest
+	if complete || highest >= passed {
+		w.fullFrom, w.fullAt = 0, now.Add(max(fullEvery, fullShare*took))
+	}
 }
 
 // looked notes a look that began while those transactions were open, and found
@@ -94,7 +105,7 @@ func (w *sweep) merge() {
 
 // back makes the next look find an event again that was found and let go.
 func (w *sweep) back(sequence int64) {
-	w.passed = min(w.passed, sequence-1)
+	w.passed, w.fullFrom = min(w.passed, sequence-1), min(w.fullFrom, sequence-1)
 	w.marks = nil
 }
 

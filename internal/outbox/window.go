@@ -216,10 +216,10 @@ func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error 
 	}
 	if err := s.exec(ctx, tx, `
 		UPDATE {outbox} SET parked = false, requeued = true
-		WHERE parked AND next_attempt_at IS NULL AND state = 'available' AND sequence IN (
+		WHERE parked AND next_attempt_at IS NULL AND state = 'available' AND sequence `+s.db.In(`
 			SELECT min(h.sequence) FROM {holds} h
 			JOIN {rows v(lane_id bigint, resource text)} ON h.lane_id = v.lane_id AND h.resource = v.resource
-			GROUP BY h.lane_id, h.resource)`, freed); err != nil {
+			GROUP BY h.lane_id, h.resource`), freed); err != nil {
 		return err
 	}
 	var everything []int64
@@ -235,8 +235,8 @@ func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error 
 		}
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {outbox} SET parked = false, requeued = true
-			WHERE parked AND next_attempt_at IS NULL AND state = 'available' AND sequence IN (
-				SELECT h.sequence FROM {holds} h WHERE h.lane_id {in_ids})`), ids); err != nil {
+			WHERE parked AND next_attempt_at IS NULL AND state = 'available' AND sequence `+s.db.In(`
+				SELECT h.sequence FROM {holds} h WHERE h.lane_id {in_ids}`)), ids); err != nil {
 			return err
 		}
 	}
