@@ -81,7 +81,13 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	budget := max(4*s.config.Concurrency, s.flow.recently(now))
-	room := budget - s.offered()
+	offered, pending := s.offered()
+	room := budget - offered
+	if offered >= s.config.Concurrency {
+		// Every slot has its next event. What waits longer than it takes to end
+		// the budget would be written after all (writeSlow).
+		room = min(room, budget-pending)
+	}
 	if room < budget/4 && now.Before(s.lookOn) {
 		s.behind = true
 		return Look{}, false
@@ -130,20 +136,21 @@ func (s *Subscriber) taker(room int) func(*LaneState) bool {
 	}
 }
 
-// offered is how many events in memory could start if slots were free. The
-// mutex is held.
-func (s *Subscriber) offered() int {
+// offered is how many events in memory could start if slots were free, of
+// those that are pending in lanes that work. The mutex is held.
+func (s *Subscriber) offered() (offered, pending int) {
 	own, borrowing := 0, 0
 	for _, l := range s.lanes {
 		if l.status.Held || l.leaving || l.pace.slow {
 			continue
 		}
+		pending += len(l.schedule.pending)
 		n := min(len(l.schedule.pending), max(l.pace.limit-l.active, 0))
 		atStart := min(n, max(startingPace-l.active, 0))
 		own += atStart
 		borrowing += n - atStart
 	}
-	return own + min(borrowing, s.config.borrowable()-s.borrowed)
+	return own + min(borrowing, s.config.borrowable()-s.borrowed), pending
 }
 
 // carried lists the taken events above a sequence that are still in memory.

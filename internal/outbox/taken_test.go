@@ -1,6 +1,8 @@
 package outbox_test
 
 import (
+	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -247,4 +249,43 @@ func TestNothingPassesWhatADeadWorkerHadTaken(t *testing.T) {
 			w.t.Error(diff)
 		}
 	})
+}
+
+// Whoever writes several events does it in their sequence: a settlement may be
+// writing some of the same.
+func TestEventsThatTakeLongAreWrittenInTheirSequence(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	published := append(w.publish("s", touch("a")), w.publish("other", touch("a"))...)
+	taken := w.take("w")
+	var held []outbox.Holding
+	for _, lane := range taken.Claimed {
+		held = append(held, outbox.Holding{LaneID: lane.LaneID, Token: lane.Token})
+	}
+	slices.Reverse(taken.Taken)
+
+	settling, err := w.db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = settling.Rollback() })
+	const lock = `SELECT count(*) FROM (SELECT 1 FROM {outbox} WHERE sequence = ? FOR UPDATE SKIP LOCKED) AS locked`
+	if _, err := settling.ExecContext(t.Context(), w.db.SQL(lock), published[0]); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() { written <- w.store.Write(t.Context(), held, taken.Taken) }()
+	w.await("the other waits", func() bool {
+		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
+	})
+	if one[int](w, lock, published[1]) != 1 {
+		t.Error("who waits for an event has written a later one")
+	}
+	if err := errors.Join(settling.Commit(), <-written); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(published, w.assigned()); diff != "" {
+		t.Error(diff)
+	}
 }
