@@ -22,7 +22,7 @@ func (s *Store) DueProbes(ctx context.Context, n int, leaseFor time.Duration) ([
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		due = nil
 		var ids []int64
-			// MATERIALIZED: a join may otherwise run the CTE, and lock, again.
+		// MATERIALIZED: a join may otherwise run the CTE, and lock, again.
 		err := tx.SelectContext(ctx, &ids, s.db.SQL(`
 			WITH due AS MATERIALIZED (
 				SELECT lane_id FROM {integrations}

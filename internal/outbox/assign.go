@@ -33,6 +33,10 @@ type Look struct {
 	// Take tells whether the worker takes an event of that lane, as it stands in
 	// the database. Where it is nil, none is taken.
 	Take func(lane *LaneState) bool
+	// Ahead makes it a look past what there is no room for (see pass). Enough
+	// tells of an environment that the worker has enough of its events.
+	Ahead  bool
+	Enough func(serviceID, environmentID string) bool
 }
 
 // Assigned says what one call of Assign did.
@@ -83,50 +87,75 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	if look.Most == 0 {
 		look.Most = assignBatch
 	}
+	if look.Ahead {
+		return s.assignAhead(ctx, look)
+	}
 	began := time.Now()
 	s.mu.Lock()
 	after, full := s.sweep.from(began)
 	s.mu.Unlock()
+	b, err := s.assign(ctx, look, func(tx *sqlx.Tx, b *batch) error { return s.find(ctx, tx, b, after) })
+	if err != nil || b.done.Busy {
+		return b.done, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	passed, highest, complete := s.sweep.passed, b.highest, !b.done.More
+	if b.left > 0 {
+		// Whoever holds their lanes may give those back before looking.
+		highest, complete = b.left-1, false
+	}
+	s.sweep.looked(b.open, highest, complete)
+	if complete {
+		s.pass = nil // nothing is left that it walked over
+	}
+	if full {
+		s.sweep.fullLooked(passed, highest, !b.done.More, time.Now(), time.Since(began))
+	}
+	s.findAgain(b)
+	return b.done, nil
+}
 
+// assign finds events and places them, in one transaction of the one worker
+// that assigns.
+func (s *Store) assign(ctx context.Context, look Look, find func(*sqlx.Tx, *batch) error) (*batch, error) {
 	var b *batch
-	var open []string
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) (err error) {
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		b = &batch{look: look, all: look.Worker == "", known: make(map[environment]int64), done: Assigned{Busy: true}}
-		mine := false
-		if mine, open, err = s.assigner(ctx, tx); err != nil || !mine {
+		if look.Ahead {
+			top, err := s.lastGiven(ctx, tx)
+			if err != nil {
+				return err
+			}
+			b.top = top
+		}
+		mine, open, err := s.assigner(ctx, tx)
+		if err != nil || !mine {
 			return err
 		}
-		b.done.Busy = false
-		if err := s.find(ctx, tx, b, after); err != nil || len(b.found) == 0 {
+		b.open, b.done.Busy = open, false
+		if err := find(tx, b); err != nil || len(b.found) == 0 {
 			return err
 		}
 		return s.place(ctx, tx, b)
 	})
 	if err != nil {
-		return Assigned{}, fmt.Errorf("assign events to lanes: %w", err)
-	}
-	if b.done.Busy {
-		return b.done, nil
+		return &batch{}, fmt.Errorf("assign events to lanes: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for env, laneID := range b.known {
 		s.lanes[env] = laneID
 	}
-	passed, highest, complete := s.sweep.passed, b.highest, !b.done.More
-	if b.left > 0 {
-		// Whoever holds their lanes may give those back before looking.
-		highest, complete = b.left-1, false
-	}
-	s.sweep.looked(open, highest, complete)
-	if full {
-		s.sweep.fullLooked(passed, highest, !b.done.More, time.Now(), time.Since(began))
-	}
+	return b, nil
+}
+
+// findAgain makes the next look find what could not be taken. The mutex is held.
+func (s *Store) findAgain(b *batch) {
 	for _, a := range b.refused {
-		s.sweep.back(a.Sequence)
+		s.refind(a.Sequence)
 		b.done.More = true
 	}
-	return b.done, nil
 }
 
 // AssignAll puts all newly committed events into their lanes, those that
@@ -150,7 +179,13 @@ func (s *Store) AssignAll(ctx context.Context) error {
 func (s *Store) Refind(sequence int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.refind(sequence)
+}
+
+// refind is Refind; the mutex is held.
+func (s *Store) refind(sequence int64) {
 	s.sweep.back(sequence)
+	s.pass = nil
 }
 
 // batch is what one look found, and what becomes of it.
@@ -162,7 +197,14 @@ type batch struct {
 	highest int64
 	left    int64         // the first event that is for another worker to find; 0 if none
 	refused []*assignment // could not be taken after all
-	done    Assigned
+	// open has the transactions that had written to the outbox, and had not
+	// ended, before anything was found.
+	open []string
+	// hidden has the environments of which a look ahead walks over an event, and
+	// top the last sequence that was given before open was read.
+	hidden map[environment]bool
+	top    int64
+	done   Assigned
 }
 
 // find reads events that are not assigned. The snapshot of an environment
@@ -173,7 +215,7 @@ func (s *Store) find(ctx context.Context, tx *sqlx.Tx, b *batch, after int64) er
 	if b.look.Carried != nil {
 		carried = b.look.Carried(after)
 	}
-	if err := s.selectFresh(ctx, tx, b, after, math.MaxInt64, b.look.Most, carried); err != nil {
+	if err := s.selectFresh(ctx, tx, b, after, math.MaxInt64, b.look.Most, carried, nil); err != nil {
 		return err
 	}
 	b.done.More = len(b.found) == b.look.Most
@@ -181,22 +223,31 @@ func (s *Store) find(ctx context.Context, tx *sqlx.Tx, b *batch, after int64) er
 		return nil
 	}
 	b.look.Take, b.all = nil, true
-	return s.selectFresh(ctx, tx, b, 0, b.highest, math.MaxInt32, carried[:0])
+	return s.selectFresh(ctx, tx, b, 0, b.highest, math.MaxInt32, carried[:0], nil)
 }
 
 // selectFresh reads events above one sequence and up to another, but for those
-// that are carried.
-func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, to int64, most int, carried []int64) error {
+// that are carried; of some environments, or of all where that is nil.
+func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, to int64, most int, carried []int64,
+	of []environmentRow) error {
 	without, err := rows(carried)
 	if err != nil {
 		return err
+	}
+	condition, args := ``, []any{after, to, without}
+	if of != nil {
+		encoded, err := rows(of)
+		if err != nil {
+			return err
+		}
+		condition, args = ` AND (service_id, environment_id) IN `+environmentList, append(args, encoded)
 	}
 	var fresh []*Event
 	if err := tx.SelectContext(ctx, &fresh, s.db.SQL(`
 		SELECT sequence, CAST(event_id AS text) AS event_id, type, service_id, environment_id, data, metadata,
 			created_at FROM {outbox}
-		WHERE lane_id IS NULL AND sequence > ? AND sequence <= ? AND sequence NOT IN {ids}
-		ORDER BY sequence LIMIT ?`), after, to, without, most); err != nil {
+		WHERE lane_id IS NULL AND sequence > ? AND sequence <= ? AND sequence NOT IN {ids}`+condition+`
+		ORDER BY sequence LIMIT ?`), append(args, most)...); err != nil {
 		return err
 	}
 	b.found = make([]*assignment, len(fresh))
@@ -285,6 +336,13 @@ func (s *Store) openCopies(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 		}
 	}
 	return nil
+}
+
+// laneOf is the lane of an environment, 0 where it isn't known.
+func (s *Store) laneOf(serviceID, environmentID string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lanes[environment{serviceID, environmentID}]
 }
 
 // laneIDs fills in the lanes of environments, and makes those that are new.

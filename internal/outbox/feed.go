@@ -38,7 +38,7 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	if !few && err == nil {
 		done, err = s.store.Assign(asking, look)
 	}
-	s.looked(work, done, now, err == nil)
+	s.looked(work, look, done, now, err == nil)
 	if err == nil && done.Busy {
 		wait(ctx, assignerBusy)
 		s.lookSoon()
@@ -47,7 +47,7 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 }
 
 // looked takes what a look found, or nothing where it failed.
-func (s *Subscriber) looked(work context.Context, done Assigned, began time.Time, succeeded bool) {
+func (s *Subscriber) looked(work context.Context, look Look, done Assigned, began time.Time, succeeded bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.feed(work, done, began)
@@ -67,6 +67,11 @@ func (s *Subscriber) looked(work context.Context, done Assigned, began time.Time
 	if len(done.Written) > 0 || len(done.Claimed) > 0 {
 		s.fetchSoon()
 	}
+	if look.Ahead {
+		s.behind, s.few = true, false
+		s.lookOn = began.Add(max(s.flow.pause(), passShare*time.Since(began)))
+		return
+	}
 	s.behind, s.left = done.More, done.Left
 	s.few = !done.More && len(done.Taken)+len(done.Written)+done.Left < peekMost
 	if done.More {
@@ -75,8 +80,8 @@ func (s *Subscriber) looked(work context.Context, done Assigned, began time.Time
 }
 
 // look says what to look for now. While the worker has as much as it can start
-// soon, it looks now and then all the same, and what it finds is written: what
-// one customer publishes must not hide what another does.
+// soon, it looks ahead now and then all the same: what one customer publishes
+// must not hide what another does.
 func (s *Subscriber) look(now time.Time) (Look, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,19 +93,35 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 		// the budget would be written after all (writeSlow).
 		room = min(room, budget-pending)
 	}
-	if room < budget/4 && now.Before(s.lookOn) {
+	look := Look{
+		Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried,
+		Ahead: room < budget/4, Enough: s.enough,
+	}
+	if look.Ahead && now.Before(s.lookOn) {
 		s.behind = true
 		return Look{}, false
 	}
-	s.lookOn = now.Add(s.flow.pause())
 	for _, l := range s.lanes {
 		l.doubtful = false
 	}
-	look := Look{Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried, Take: s.taker(room)}
-	if room > 0 {
+	if look.Ahead {
+		room = s.config.Concurrency
+		look.Most = room
+	} else {
 		look.Most = min(room, assignBatch) + min(s.left, 4*assignBatch)
 	}
+	look.Take = s.taker(room)
 	return look, true
+}
+
+// enough tells of an environment that enough of its events are in memory, for
+// a look past what there is no room for.
+func (s *Subscriber) enough(serviceID, environmentID string) bool {
+	laneID := s.store.laneOf(serviceID, environmentID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.lanes[laneID]
+	return l != nil && len(l.schedule.pending) >= smallestWindow
 }
 
 // takenWindows is how many times more events than it would read a lane may

@@ -146,13 +146,25 @@ type Store struct {
 	mu    sync.Mutex
 	lanes map[environment]int64 // lane IDs never change
 	sweep sweep
+	pass  *pass // nil where none is under way
+
+	stretch int // of a pass
 }
 
 type environment struct{ serviceID, environmentID string }
 
+// environmentRow is a row of an environmentList.
+type environmentRow struct {
+	ServiceID     string `db:"service_id" json:"service_id"`
+	EnvironmentID string `db:"environment_id" json:"environment_id"`
+}
+
+// environmentList are environments that come as one argument, for use after IN.
+const environmentList = `(SELECT service_id, environment_id FROM {rows v(service_id text, environment_id text)})`
+
 // New returns the outbox of that database.
 func New(db *database.DB, recorder Recorder) *Store {
-	return &Store{db: db, recorder: recorder, lanes: make(map[environment]int64)}
+	return &Store{db: db, recorder: recorder, lanes: make(map[environment]int64), stretch: passStretch}
 }
 
 // rows encodes the argument of a {rows …} table or an {ids} list.

@@ -100,10 +100,13 @@ type placing struct {
 func (p *placing) decide(a *assignment) {
 	lane := p.lanes[a.event.LaneID]
 	switch {
+	case p.hidden[a.environment]:
 	case a.State == Dead:
 		p.written = append(p.written, a)
 	case p.takes(lane, a):
 		p.taken = append(p.taken, a)
+	case p.look.Ahead && p.heldByOther(lane):
+		p.hidden[a.environment] = true
 	case p.leaves(lane, a):
 		p.done.Left++
 		if p.left == 0 {
@@ -122,8 +125,11 @@ func (p *placing) takes(lane *LaneState, a *assignment) bool {
 // leaves tells whether the event is left for another worker, which holds the
 // lane, to find: for a while, and not behind one that is written.
 func (p *placing) leaves(lane *LaneState, a *assignment) bool {
-	return !p.all && !p.behind[lane.LaneID] && lane.LeasedBy != nil && *lane.LeasedBy != p.look.Worker && !lane.Lapsed &&
-		a.event.CreatedAt > p.now-leaveFor.Microseconds()
+	return !p.all && !p.behind[lane.LaneID] && p.heldByOther(lane) && a.event.CreatedAt > p.now-leaveFor.Microseconds()
+}
+
+func (p *placing) heldByOther(lane *LaneState) bool {
+	return lane.LeasedBy != nil && *lane.LeasedBy != p.look.Worker && !lane.Lapsed
 }
 
 // leaveFor is how long another worker has to find and end an event of a lane

@@ -21,6 +21,8 @@ type sweep struct {
 	// passed: every event at or below was found, and is not left for another
 	// worker.
 	passed int64
+	// closed: no event at or below is still to become visible.
+	closed int64
 	marks  []mark
 	// fullAt is when the next full look begins, or goes on above fullFrom.
 	fullAt   time.Time
@@ -65,7 +67,6 @@ func (w *sweep) fullLooked(passed, highest int64, complete bool, now time.Time, 
 // all that is visible up to the highest sequence. Where it is not complete,
 // there is more above.
 func (w *sweep) looked(open []string, highest int64, complete bool) {
-	closed := int64(0)
 	kept := w.marks[:0]
 	for _, m := range w.marks {
 		if m.fresh {
@@ -74,18 +75,25 @@ func (w *sweep) looked(open []string, highest int64, complete bool) {
 			m.open = slices.DeleteFunc(m.open, func(tx string) bool { return !slices.Contains(open, tx) })
 		}
 		if len(m.open) == 0 {
-			closed = max(closed, m.sequence) // what they wrote is visible: this look found it
+			w.closed = max(w.closed, m.sequence) // what they wrote is visible: this look found it
 		} else {
 			kept = append(kept, mark{sequence: m.sequence, open: m.open})
 		}
 	}
 	w.marks = kept
-	if !complete {
-		closed = min(closed, highest)
+	if complete {
+		w.passed = max(w.passed, w.closed)
+	} else {
+		w.passed = max(w.passed, min(w.closed, highest))
 	}
-	w.passed = max(w.passed, closed)
-	if n := len(w.marks); highest > w.passed && (n == 0 || highest > w.marks[n-1].sequence) {
-		w.marks = append(w.marks, mark{sequence: highest, fresh: true})
+	w.saw(highest)
+}
+
+// saw notes that a sequence was given before the transactions are listed that
+// the next look is told of.
+func (w *sweep) saw(sequence int64) {
+	if n := len(w.marks); sequence > max(w.passed, w.closed) && (n == 0 || sequence > w.marks[n-1].sequence) {
+		w.marks = append(w.marks, mark{sequence: sequence, fresh: true})
 	}
 	w.merge()
 }
@@ -106,7 +114,7 @@ func (w *sweep) merge() {
 // back makes the next look find an event again that was found and let go.
 func (w *sweep) back(sequence int64) {
 	w.passed, w.fullFrom = min(w.passed, sequence-1), min(w.fullFrom, sequence-1)
-	w.marks = nil
+	w.closed, w.marks = 0, nil
 }
 
 // assigner takes the right to assign until the transaction ends, and lists the
