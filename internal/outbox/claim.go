@@ -12,7 +12,7 @@ func (s *Subscriber) claim(work context.Context, takeOver bool) error {
 	s.mu.Lock()
 	offered := 0
 	if s.free == 0 {
-		offered, _ = s.offered() // where slots are free, what the lanes have can't start
+		offered = s.offered() // where slots are free, what the lanes have can't start
 	}
 	room := maxLanes - len(s.lanes)
 	wanted := min(s.free+s.config.Concurrency-offered, room, max(s.config.Concurrency, 8))

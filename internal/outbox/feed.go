@@ -85,13 +85,10 @@ func (s *Subscriber) looked(work context.Context, look Look, done Assigned, bega
 func (s *Subscriber) look(now time.Time) (Look, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	budget := max(4*s.config.Concurrency, s.flow.recently(now))
-	offered, pending := s.offered()
-	room := budget - offered
-	if offered >= s.config.Concurrency {
-		// Every slot has its next event. What waits longer than it takes to end
-		// the budget would be written after all (writeSlow).
-		room = min(room, budget-pending)
+	budget := max(4*s.config.Concurrency, s.flow.recently(now)) // more would be written after all (writeSlow)
+	room := budget - s.pending()
+	if s.offered() < s.free {
+		room = max(room, budget/4) // what is in memory can't use the slots that are free
 	}
 	look := Look{
 		Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried,
@@ -105,7 +102,7 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 		l.doubtful = false
 	}
 	if look.Ahead {
-		room = s.config.Concurrency
+		room = 4 * s.config.Concurrency
 		look.Most = room
 	} else {
 		look.Most = min(room, assignBatch) + min(s.left, 4*assignBatch)
@@ -157,21 +154,32 @@ func (s *Subscriber) taker(room int) func(*LaneState) bool {
 	}
 }
 
-// offered is how many events in memory could start if slots were free, of
-// those that are pending in lanes that work. The mutex is held.
-func (s *Subscriber) offered() (offered, pending int) {
+// pending is how many events wait in memory, but for those of lanes that don't
+// go on: who hangs takes no room from others. The mutex is held.
+func (s *Subscriber) pending() int {
+	n := 0
+	for _, l := range s.lanes {
+		if !l.status.Held && !l.leaving && !l.pace.slow {
+			n += len(l.schedule.pending)
+		}
+	}
+	return n
+}
+
+// offered is how many events in memory could start if slots were free. The
+// mutex is held.
+func (s *Subscriber) offered() int {
 	own, borrowing := 0, 0
 	for _, l := range s.lanes {
 		if l.status.Held || l.leaving || l.pace.slow {
 			continue
 		}
-		pending += len(l.schedule.pending)
 		n := min(len(l.schedule.pending), max(l.pace.limit-l.active, 0))
 		atStart := min(n, max(startingPace-l.active, 0))
 		own += atStart
 		borrowing += n - atStart
 	}
-	return own + min(borrowing, s.config.borrowable()-s.borrowed), pending
+	return own + min(borrowing, s.config.borrowable()-s.borrowed)
 }
 
 // carried lists the taken events above a sequence that are still in memory.
