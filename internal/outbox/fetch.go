@@ -150,12 +150,20 @@ func (s *Subscriber) refill(ctx context.Context, all bool) error {
 	for _, l := range s.lanes {
 		if all || l.wantsMore() {
 			look[l.LaneID] = l
+			l.ended = make(map[int64]bool)
 		}
 	}
 	s.mu.Unlock()
 	if len(look) == 0 {
 		return nil
 	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, l := range look {
+			l.ended, l.reading = nil, false
+		}
+	}()
 	statuses, err := s.store.Statuses(ctx, slices.Sorted(maps.Keys(look)))
 	if err != nil {
 		return err
@@ -164,13 +172,6 @@ func (s *Subscriber) refill(ctx context.Context, all bool) error {
 	if len(readings) == 0 {
 		return nil
 	}
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for _, r := range readings {
-			r.lane.ended, r.lane.reading = nil, false
-		}
-	}()
 	list := make([]Reading, 0, len(readings))
 	for _, r := range readings {
 		list = append(list, r.Reading)
@@ -211,7 +212,7 @@ func (s *Subscriber) readings(look map[int64]*lane, statuses []Status) map[int64
 			limit = max(limit, 1)
 		}
 		if l.refill && limit > 0 && !status.Held && !l.leaving {
-			l.refill, l.reading, l.ended = false, true, make(map[int64]bool)
+			l.refill, l.reading = false, true
 			list[l.LaneID] = &reading{lane: l, Reading: Reading{
 				LaneID: l.LaneID, After: l.cursor, Limit: limit, Known: len(l.schedule.sequences),
 			}}

@@ -28,10 +28,11 @@ type lane struct {
 	// no more, as of wake drainedWake.
 	refill      bool
 	drainedWake int64
-	// ended has the events that ended while the lane is being read, and
-	// whether they were parked: the reading may not have seen it.
+	// ended has the events that ended since the lane's status was asked for,
+	// while it is being read, and whether they were parked: neither the status
+	// nor the reading may have seen it.
 	ended map[int64]bool
-	// reading: a look for its next events is under way; feeding: one for new
+	// reading: its next events are being read; feeding: one for new
 	// events is that may bring it some.
 	reading, feeding bool
 	// doubtful: events of the lane were parked since that look began, which new

@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -103,8 +102,8 @@ func (s *Store) lastGiven(ctx context.Context, tx *sqlx.Tx) (last int64, err err
 
 // findAhead walks over a stretch of events, and reads those of environments
 // that are not hidden and of which the worker doesn't have enough. Snapshots
-// come in their turn, when ordinary looks find them: until then, what follows
-// in both environments is hidden.
+// come in their turn, when ordinary looks find them: until then, both
+// environments are hidden.
 func (s *Store) findAhead(ctx context.Context, tx *sqlx.Tx, b *batch, p *pass) error {
 	after := p.walk.passed
 	carried := b.look.Carried(after)
@@ -160,12 +159,11 @@ func (s *Store) findAhead(ctx context.Context, tx *sqlx.Tx, b *batch, p *pass) e
 	} else {
 		b.highest = to
 	}
-	b.found = slices.DeleteFunc(b.found, func(a *assignment) bool {
+	for _, a := range b.found {
 		if a.created != nil {
 			b.hidden[a.environment] = true
 			b.hidden[environment{a.environment.serviceID, a.created.SourceEnvironmentID}] = true
 		}
-		return b.hidden[a.environment]
-	})
+	}
 	return nil
 }

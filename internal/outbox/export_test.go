@@ -1,0 +1,9 @@
+package outbox
+
+import "time"
+
+// WalkBy makes looks ahead walk over so many events at a time.
+func (s *Store) WalkBy(stretch int) { s.stretch = stretch }
+
+// WithoutFullLooks makes no look begin at the first unassigned event for its own sake.
+func (s *Store) WithoutFullLooks() { s.sweep.fullAt = time.Now().Add(time.Hour) }
