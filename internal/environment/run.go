@@ -78,18 +78,21 @@ const startingLimit = 2
 // round does what is due, as far as slots are free. While items only take the
 // slots of others, it needn't look what else is due.
 func (r *runner) round(ctx, work context.Context, look bool) error {
+	// A shutdown cuts off nothing that is short, nor leaves a lease behind.
+	asking, cancel := context.WithTimeout(work, r.store.options.Lease)
+	defer cancel()
 	if look || len(r.due) == 0 {
 		if err := r.store.Snapshots(ctx); err != nil {
 			return err
 		}
 		var err error
-		if r.due, err = r.store.dueCopies(ctx); err != nil {
+		if r.due, err = r.store.dueCopies(asking); err != nil {
 			return err
 		}
 	}
 	var more []dueCopy
 	for _, c := range r.due {
-		left, err := r.begin(ctx, work, c)
+		left, err := r.begin(asking, work, c)
 		if err != nil {
 			return err
 		}

@@ -20,15 +20,15 @@ const assignerBusy = 2 * time.Millisecond
 // all by one query.
 func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	now := time.Now()
-	if err := s.writeSlow(ctx, now); err != nil {
+	asking, cancel := context.WithTimeout(work, s.config.Lease)
+	defer cancel()
+	if err := s.writeSlow(asking, now); err != nil {
 		return err
 	}
 	look, ok := s.look(now)
 	if !ok {
 		return nil
 	}
-	asking, cancel := context.WithTimeout(work, s.config.Lease)
-	defer cancel()
 	var done Assigned
 	var few bool
 	var err error

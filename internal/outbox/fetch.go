@@ -34,7 +34,7 @@ func (s *Subscriber) fetchLoop(ctx, work context.Context) {
 	var promoted, tookOver, looked, rotated time.Time
 	s.loop(ctx, s.fetching, "the outbox can't be read: trying again", func(bool) error {
 		now := time.Now()
-		return s.fetch(ctx, work, round{
+		return s.fetch(work, round{
 			promote:  due(&promoted, now, s.config.Poll),
 			takeOver: due(&tookOver, now, min(time.Second, s.config.Lease/4)),
 			statuses: due(&looked, now, s.statusesEvery()),
@@ -93,9 +93,13 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-func (s *Subscriber) fetch(ctx, work context.Context, r round) error {
+// fetch takes one turn. It ends it even when a shutdown begins: a query that is
+// cut off costs a connection, and a cancel request that poolers don't all bear.
+func (s *Subscriber) fetch(work context.Context, r round) error {
+	asking, cancel := context.WithTimeout(work, s.config.Lease)
+	defer cancel()
 	if r.promote {
-		lanes, more, err := s.store.Promote(ctx)
+		lanes, more, err := s.store.Promote(asking)
 		if err != nil {
 			return err
 		}
@@ -107,17 +111,17 @@ func (s *Subscriber) fetch(ctx, work context.Context, r round) error {
 	if err := s.claim(work, r.takeOver); err != nil {
 		return err
 	}
-	if err := s.refill(ctx, r.statuses); err != nil {
+	if err := s.refill(asking, r.statuses); err != nil {
 		return err
 	}
-	if err := s.parkBlocked(ctx); err != nil {
+	if err := s.parkBlocked(asking); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	s.dispatch()
 	s.mu.Unlock()
 	if r.rotate {
-		if err := s.rotate(ctx); err != nil {
+		if err := s.rotate(asking); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/database"
 )
 
 // Config says how a worker consumes the outbox.
@@ -246,7 +247,15 @@ func (s *Subscriber) releaseAll(ctx context.Context) error {
 	if len(held) == 0 {
 		return nil
 	}
-	return s.store.Release(ctx, held, taken)
+	began := time.Now()
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := s.store.Release(ctx, held, taken)
+		if err == nil || !database.IsTransient(err) || time.Since(began) > s.config.usable() {
+			return err
+		}
+		s.config.Logger.Warn("lanes could not be given back: trying again", "error", err, "in", pause)
+		wait(ctx, pause)
+	}
 }
 
 // dispatch starts what may start. The mutex is held.

@@ -1,0 +1,72 @@
+package outbox_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// What a worker asks the database again and again reads what it finds, and not
+// what there is: plans that were made while the tables were empty included.
+func TestLookingReadsNothingThatIsNotDue(t *testing.T) {
+	t.Parallel()
+	const many, few = 3000, 100
+	for name, look := range map[string]func(ctx context.Context, s *outbox.Store) error{
+		"due retries": func(ctx context.Context, s *outbox.Store) error {
+			_, _, err := s.Promote(ctx)
+			return err
+		},
+		"lapsed leases": func(ctx context.Context, s *outbox.Store) error {
+			_, err := s.TakeOver(ctx, "w", 16, lease)
+			return err
+		},
+		"lanes with work": func(ctx context.Context, s *outbox.Store) error {
+			_, err := s.Claim(ctx, "w", 16, lease)
+			return err
+		},
+		"new events": func(ctx context.Context, s *outbox.Store) error {
+			_, err := s.Assign(ctx, outbox.Look{Worker: "w", Lease: lease, Take: takeAll,
+				Carried: func(int64) []int64 { return []int64{} }})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, dbtest.PostgreSQL(t))
+			w.db.SetMaxOpenConns(1) // whose statistics are the test's
+			w.publish("first", touch("a"))
+			for range 6 { // PostgreSQL prepares a plan for good at the sixth
+				if err := look(t.Context(), w.store); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.exec(`INSERT INTO {lanes} (service_id, environment_id, leased_by, leased_until)
+				SELECT 'leased-' || i, '', 'other', {now} + 3600000000 FROM generate_series(1, CAST(? AS integer)) AS i`, many)
+			w.exec(`INSERT INTO {lanes} (service_id, environment_id, ready_at)
+				SELECT 'ready-' || i, '', {now} FROM generate_series(1, CAST(? AS integer)) AS i`, few/10)
+			w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data, lane_id, state, parked, next_attempt_at)
+				SELECT gen_random_uuid(), 'MediaDeleted', 'leased-' || i, '{}', 1, 'retryable', true, {now} + 3600000000
+				FROM generate_series(1, CAST(? AS integer)) AS i`, many)
+			w.publish("second", touch("a"))
+
+			before := w.readRows()
+			if err := look(t.Context(), w.store); err != nil {
+				t.Fatal(err)
+			}
+			if read := w.readRows() - before; read > few {
+				t.Errorf("%d rows were read", read)
+			}
+		})
+	}
+}
+
+// readRows counts what was read of our tables so far, by index or not.
+func (w *world) readRows() int64 {
+	w.t.Helper()
+	w.exec(`SELECT pg_stat_force_next_flush()`)
+	return one[int64](w, `SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_read, 0))
+		FROM pg_stat_user_tables t JOIN (SELECT relid, sum(idx_tup_read) AS idx_tup_read FROM pg_stat_user_indexes GROUP BY relid) i USING (relid)
+		WHERE relname IN ('outbox', 'lanes')`)
+}
