@@ -20,7 +20,7 @@ func latencyScenarios() []scenario {
 // measures from the return of the publisher's COMMIT to the handler's start.
 func latency(ctx context.Context, e *environment) ([]row, error) {
 	rounds := pick(e.scale, 1, 3)
-	events := pick(e.scale, 45, 300)
+	events := pick(e.scale, 45, 900)
 	subjects := []subject{ownbucket, riverQueue}
 	waits := make([][]time.Duration, len(subjects))
 	for range rounds {

@@ -39,9 +39,9 @@ func backlogs(s scale) []backlog {
 	longest := pick(s, 1500*time.Millisecond, 30*time.Second)
 	few, many := pick(s, 3_000, 10_000), pick(s, 30_000, 1_000_000)
 	return []backlog{
-		{"10000", few, 1000, window{1, few, longest}, pick(s, 1, 3)},
+		{"10000", few, 1000, window{1, few, longest}, pick(s, 1, 6)},
 		{"1000000", many, 1000, window{2 * few, pick(s, 15_000, 300_000), longest}, pick(s, 1, 2)},
-		{"hot-lane", 2 * few, 1, window{1, 2 * few, longest}, pick(s, 1, 2)},
+		{"hot-lane", 2 * few, 1, window{1, 2 * few, longest}, pick(s, 1, 4)},
 	}
 }
 
