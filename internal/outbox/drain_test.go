@@ -15,20 +15,21 @@ import (
 
 func TestAPausedLaneStopsAndIsGivenBack(t *testing.T) {
 	each(t, func(w *world) {
-		const many = 400
-		w.publishMany("s", many)
+		w.publishMany("s", 20)
 		h := newHands()
-		start(w.t, w.store, configured("w"), h.handle)
+		worker := start(w.t, w.store, configured("w"), h.handle)
 		w.await("two run", func() bool { return len(h.running()) == 2 })
 		w.exec(`UPDATE {lanes} SET held = true`)
+		w.await("the worker has seen it", func() bool { return worker.KnowsHeld(1) })
+		started := h.startedCount()
 		w.ends("the lane is given back", h, done, func() bool {
 			return one[int](w, `SELECT count(*) FROM {lanes} WHERE leased_by IS NULL`) == 1
 		})
-		if w.finished() == many {
-			w.t.Error("a paused lane went on to its end")
+		if n := h.startedCount(); n != started {
+			w.t.Errorf("%d events began in a paused lane", n-started)
 		}
 		w.exec(`UPDATE {lanes} SET held = false, wake = wake + 1, ready_at = coalesce(ready_at, 1)`)
-		w.ends("all end", h, done, func() bool { return w.finished() == many })
+		w.ends("all end", h, done, func() bool { return w.finished() == 20 })
 	})
 }
 

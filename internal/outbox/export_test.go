@@ -7,3 +7,10 @@ func (s *Store) WalkBy(stretch int) { s.stretch = stretch }
 
 // WithoutFullLooks makes no look begin at the first unassigned event for its own sake.
 func (s *Store) WithoutFullLooks() { s.sweep.fullAt = time.Now().Add(time.Hour) }
+
+// KnowsHeld tells whether the worker has read that a lane is held.
+func (s *Subscriber) KnowsHeld(laneID int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lanes[laneID] != nil && s.lanes[laneID].status.Held
+}
