@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ownbucket/ownbucket/events"
@@ -10,13 +11,18 @@ import (
 )
 
 // settleLoop writes results in batches: while one transaction runs, the next
-// batch gathers. Where many events end, it waits for a few more.
+// batch gathers. Where many events end, it waits for a few more, and where more
+// end than one transaction takes, two of them run at a time.
 func (s *Subscriber) settleLoop(ctx context.Context) {
 	const (
 		most   = 512
 		gather = 4 * time.Millisecond
 		many   = 10 // in that time
+		atOnce = 2
 	)
+	var settling sync.WaitGroup
+	defer settling.Wait()
+	full := make(chan struct{}, atOnce)
 	for first := range s.results {
 		batch := []*result{first}
 		if len(s.results) < many && s.recently() > many*int(flowWindow/gather) {
@@ -34,7 +40,15 @@ func (s *Subscriber) settleLoop(ctx context.Context) {
 				break gather
 			}
 		}
-		s.settleBatch(ctx, batch)
+		if len(batch) < most {
+			s.settleBatch(ctx, batch)
+			continue
+		}
+		full <- struct{}{}
+		settling.Go(func() {
+			s.settleBatch(ctx, batch)
+			<-full
+		})
 	}
 }
 

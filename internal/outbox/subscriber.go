@@ -53,7 +53,7 @@ const maxLanes = 4096
 
 // maxUnsettled bounds the events whose handlers returned before the database
 // could be told.
-const maxUnsettled = 1024
+const maxUnsettled = 2048
 
 // turn is how long a lane with endless work keeps its place while others wait.
 const turn = time.Second
