@@ -17,7 +17,7 @@ func (s *Subscriber) settleLoop(ctx context.Context) {
 	const (
 		most   = 512
 		gather = 4 * time.Millisecond
-		many   = 10 // in that time
+		many   = 4 // in that time
 		atOnce = 2
 	)
 	var settling sync.WaitGroup
