@@ -34,9 +34,11 @@ type Look struct {
 	// the database. Where it is nil, none is taken.
 	Take func(lane *LaneState) bool
 	// Ahead makes it a look past what there is no room for (see pass). Enough
-	// tells of an environment that the worker has enough of its events.
+	// tells of an environment that the worker has enough of its events, and
+	// Hungry that slots are free which what is in memory can't use.
 	Ahead  bool
 	Enough func(serviceID, environmentID string) bool
+	Hungry bool
 }
 
 // Assigned says what one call of Assign did.

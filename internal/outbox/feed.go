@@ -69,6 +69,10 @@ func (s *Subscriber) looked(work context.Context, look Look, done Assigned, bega
 	}
 	if look.Ahead {
 		s.behind, s.few = true, false
+		if look.Hungry && done.More {
+			s.lookSoon()
+			return
+		}
 		s.lookOn = began.Add(max(s.flow.pause(), passShare*time.Since(began)))
 		return
 	}
@@ -87,12 +91,9 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 	defer s.mu.Unlock()
 	budget := max(4*s.config.Concurrency, s.flow.recently(now)) // more would be written after all (writeSlow)
 	room := budget - s.pending()
-	if s.offered() < s.free {
-		room = max(room, budget/4) // what is in memory can't use the slots that are free
-	}
 	look := Look{
 		Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried,
-		Ahead: room < budget/4, Enough: s.enough,
+		Ahead: room < budget/4, Enough: s.enough, Hungry: s.offered() < s.free,
 	}
 	if look.Ahead && now.Before(s.lookOn) {
 		s.behind = true

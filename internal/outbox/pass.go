@@ -33,17 +33,18 @@ const (
 	passStretch = 10_000
 	// passShare is how many times longer than it took so far a pass is relied
 	// on, and than one of its looks took the next one is waited for.
-	passShare = 10
+	// Where slots are free, a pass is begun again as soon as it has ended.
+	passShare = 4
 )
 
 // over tells whether to begin again: the end was reached, and an environment is
 // hidden of which the worker could do more.
-func (p *pass) over(now time.Time, enough func(serviceID, environmentID string) bool) bool {
-	if !p.complete || now.Sub(p.began) < max(fullEvery, passShare*p.spent) {
+func (p *pass) over(now time.Time, look Look) bool {
+	if !p.complete || !look.Hungry && now.Sub(p.began) < max(fullEvery, passShare*p.spent) {
 		return false
 	}
 	for env := range p.hidden {
-		if !enough(env.serviceID, env.environmentID) {
+		if !look.Enough(env.serviceID, env.environmentID) {
 			return true
 		}
 	}
@@ -56,7 +57,7 @@ func (s *Store) assignAhead(ctx context.Context, look Look) (Assigned, error) {
 	s.mu.Lock()
 	p, from := s.pass, s.sweep.passed
 	s.mu.Unlock()
-	if p == nil || p.over(now, look.Enough) {
+	if p == nil || p.over(now, look) {
 		p = &pass{hidden: make(map[environment]bool), stretch: s.stretch, began: now}
 	}
 	p.walk.passed = max(p.walk.passed, from)
@@ -80,9 +81,11 @@ func (s *Store) assignAhead(ctx context.Context, look Look) (Assigned, error) {
 	before := p.walk.passed
 	p.walk.looked(b.open, b.highest, !b.done.More)
 	p.walk.saw(b.top)
-	if p.complete = !b.done.More; p.complete || p.walk.passed > before {
+	p.complete = !b.done.More
+	switch {
+	case p.walk.passed > before:
 		p.stretch = s.stretch
-	} else {
+	case !p.complete:
 		p.stretch *= 2 // a publisher's transaction is open for long: what it may add is looked for from the same place
 	}
 	p.spent += time.Since(now)
