@@ -46,6 +46,14 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	return err
 }
 
+// writeMost bounds a look after one that mostly wrote what lanes have no room
+// for: others' events must not wait for that.
+const writeMost = 200
+
+// hungryPause is how long a worker waits that has looked ahead to the end, and
+// has slots left that wait for what is published next.
+const hungryPause = 10 * time.Millisecond
+
 // looked takes what a look found, or nothing where it failed.
 func (s *Subscriber) looked(work context.Context, look Look, done Assigned, began time.Time, succeeded bool) {
 	s.mu.Lock()
@@ -69,14 +77,17 @@ func (s *Subscriber) looked(work context.Context, look Look, done Assigned, bega
 	}
 	if look.Ahead {
 		s.behind, s.few = true, false
-		if look.Hungry && done.More {
+		switch took := time.Since(began); {
+		case !look.Hungry:
+			s.lookOn = began.Add(max(s.flow.pause(), passShare*took))
+		case done.More:
 			s.lookSoon()
-			return
+		default:
+			s.lookOn = began.Add(max(hungryPause, 2*took))
 		}
-		s.lookOn = began.Add(max(s.flow.pause(), passShare*time.Since(began)))
 		return
 	}
-	s.behind, s.left = done.More, done.Left
+	s.behind, s.left, s.writing = done.More, done.Left, len(done.Written) > len(done.Taken)
 	s.few = !done.More && len(done.Taken)+len(done.Written)+done.Left < peekMost
 	if done.More {
 		s.lookSoon()
@@ -107,6 +118,9 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 		look.Most = room
 	} else {
 		look.Most = min(room, assignBatch) + min(s.left, 4*assignBatch)
+	}
+	if s.writing {
+		look.Most = min(look.Most, writeMost)
 	}
 	look.Take = s.taker(room)
 	return look, true

@@ -92,8 +92,10 @@ type Subscriber struct {
 	behind bool
 	// few: the last look found but a few events. Only the assign loop uses it.
 	few bool
-	// left is how many events the last look left for other workers.
-	left int
+	// left is how many events the last look left for other workers; writing: it
+	// wrote more than it took.
+	left    int
+	writing bool
 	// lookOn is when to look for events although there is no room for them,
 	// writeOn when to assign those that take long.
 	lookOn, writeOn time.Time
