@@ -350,9 +350,8 @@ func (s *Store) laneOf(serviceID, environmentID string) int64 {
 // laneIDs fills in the lanes of environments, and makes those that are new.
 func (s *Store) laneIDs(ctx context.Context, tx *sqlx.Tx, known map[environment]int64) error {
 	type row struct {
-		ServiceID     string `db:"service_id" json:"service_id"`
-		EnvironmentID string `db:"environment_id" json:"environment_id"`
-		LaneID        int64  `db:"lane_id" json:"-"`
+		environmentRow
+		LaneID int64 `db:"lane_id" json:"-"`
 	}
 	var unknown []row
 	s.mu.Lock()
@@ -360,7 +359,7 @@ func (s *Store) laneIDs(ctx context.Context, tx *sqlx.Tx, known map[environment]
 		if laneID, ok := s.lanes[env]; ok {
 			known[env] = laneID
 		} else {
-			unknown = append(unknown, row{ServiceID: env.serviceID, EnvironmentID: env.environmentID})
+			unknown = append(unknown, row{environmentRow: environmentRow{env.serviceID, env.environmentID}})
 		}
 	}
 	s.mu.Unlock()

@@ -55,13 +55,14 @@ func (p *pass) over(now time.Time, look Look) bool {
 func (s *Store) assignAhead(ctx context.Context, look Look) (Assigned, error) {
 	now := time.Now()
 	s.mu.Lock()
-	p, from := s.pass, s.sweep.passed
+	p := s.pass
 	s.mu.Unlock()
-	if p == nil || p.over(now, look) {
+	over := p == nil || p.over(now, look) // asks the worker, which may be asking us
+	s.mu.Lock()
+	if over || s.pass != p { // or something was let go just now
 		p = &pass{hidden: make(map[environment]bool), stretch: s.stretch, began: now}
 	}
-	p.walk.passed = max(p.walk.passed, from)
-	s.mu.Lock()
+	p.walk.passed = max(p.walk.passed, s.sweep.passed)
 	s.pass = p
 	s.mu.Unlock()
 
@@ -131,9 +132,8 @@ func (s *Store) findAhead(ctx context.Context, tx *sqlx.Tx, b *batch, p *pass) e
 	if err := tx.SelectContext(ctx, &walked, s.db.SQL(`
 		WITH walked AS MATERIALIZED (SELECT sequence, service_id, environment_id FROM {outbox}
 			WHERE lane_id IS NULL AND sequence > ? ORDER BY sequence LIMIT ?)
-		SELECT service_id, environment_id, false AS total, count(*) AS count, max(sequence) AS highest FROM walked
+		SELECT DISTINCT service_id, environment_id, false AS total, 0 AS count, 0 AS highest FROM walked
 			WHERE sequence NOT IN {ids} AND (service_id, environment_id) NOT IN `+environmentList+`
-			GROUP BY service_id, environment_id
 		UNION ALL SELECT '', '', true, count(*), coalesce(max(sequence), 0) FROM walked`),
 		after, p.stretch, without, hiddenRows); err != nil {
 		return err
