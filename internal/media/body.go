@@ -69,11 +69,15 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	waiting := b.watch.limit(b.idle, "sent nothing")
 	n, err := b.body.Read(p)
 	waiting.Stop()
-	if err == nil || err == io.EOF {
-		return n, err
+	if err == nil {
+		return n, nil
 	}
+	// An end in order too: see get.
 	if ended := b.watch.ended(b.name); ended != nil {
 		return n, ended
+	}
+	if err == io.EOF {
+		return n, io.EOF
 	}
 	return n, unavailable("%s broke off: %s", b.name, networkReason(err))
 }

@@ -99,10 +99,15 @@ func (s *Sources) get(w *watch, at *url.URL) (*http.Response, error) {
 	request.Header.Set("Accept", "*/*")
 	request.Header.Set("Accept-Encoding", "identity")
 	response, err := s.transport.RoundTrip(request)
-	if err != nil {
-		if ended := w.ended(name); ended != nil {
-			return nil, ended
+	if ended := w.ended(name); ended != nil {
+		// An answer may still come: a server that is told of the close by TLS
+		// can end its answer in order, and have sent next to nothing.
+		if err == nil {
+			response.Body.Close()
 		}
+		return nil, ended
+	}
+	if err != nil {
 		return nil, classifyConnect(name, err)
 	}
 	return response, nil
