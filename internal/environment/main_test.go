@@ -4,6 +4,8 @@ import (
 	"context"
 	"flag"
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -115,12 +117,20 @@ func (s *scene) holds(want map[string]string) {
 func (s *scene) ends(ids []string, want ...string) {
 	s.t.Helper()
 	var got []string
-	for _, id := range ids {
+	for i, id := range ids {
+		// What an event did may be seen before its end is written.
+		if state, _, _ := strings.Cut(want[i], " "); ended(state) {
+			s.Await("the end of an event", func() bool { return ended(s.Event(id).State) })
+		}
 		got = append(got, s.Event(id).String())
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		s.t.Errorf("events (-want +got):\n%s\n%s", diff, s.Dump())
 	}
+}
+
+func ended(state string) bool {
+	return slices.Contains([]string{outbox.Completed, outbox.Dead, outbox.Discarded}, state)
 }
 
 // nothingRefused is what least privilege means for us.
