@@ -172,9 +172,9 @@ func (t *tenancy) load(ctx context.Context, rate float64, during time.Duration) 
 // drained waits until nothing of the others is left.
 func (t *tenancy) drained(ctx context.Context) error {
 	return t.until(ctx, `
-		SELECT NOT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL)
+		SELECT NOT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL AND starts_with(service_id, ?))
 			AND NOT EXISTS (SELECT 1 FROM {lanes} l JOIN {outbox} e ON e.lane_id = l.lane_id
-				AND e.state IN ('available', 'running', 'retryable') WHERE starts_with(l.service_id, ?))`, healthy)
+				AND e.state IN ('available', 'running', 'retryable') WHERE starts_with(l.service_id, ?))`, healthy, healthy)
 }
 
 // hang waits until calls of all integrations hang that are to.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -47,6 +46,8 @@ type Assigned struct {
 	Busy bool
 	// Written has the lanes that got events which wait there to be read.
 	Written []int64
+	// Held counts those of them whose lanes are held: nobody reads them for now.
+	Held int
 	// Taken has the events that the worker took, in sequence. They are not
 	// assigned in the database: that is done when they end or, by Write, when
 	// they take long. Claimed has the lanes that were leased for some.
@@ -57,8 +58,9 @@ type Assigned struct {
 	Left int
 	// Created tells that an EnvironmentCreated is among them: its snapshot is due.
 	Created bool
-	// More tells that there may be further events to assign.
-	More bool
+	// More tells that there may be further events to assign. AtEnd tells of a
+	// look ahead that it goes on with what is published next.
+	More, AtEnd bool
 }
 
 type assignment struct {
@@ -99,6 +101,10 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	b, err := s.assign(ctx, look, func(tx *sqlx.Tx, b *batch) error { return s.find(ctx, tx, b, after) })
 	if err != nil || b.done.Busy {
 		return b.done, err
+	}
+	if b.again {
+		b.done.More = true
+		return b.done, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -194,6 +200,7 @@ func (s *Store) refind(sequence int64) {
 type batch struct {
 	look    Look
 	all     bool // nothing is left for other workers
+	again   bool // more is found from the same place
 	known   map[environment]int64
 	found   []*assignment
 	highest int64
@@ -209,9 +216,7 @@ type batch struct {
 	done   Assigned
 }
 
-// find reads events that are not assigned. The snapshot of an environment
-// looks for earlier events in the database: where one is due, those that
-// workers have taken must be there, too.
+// find reads events that are not assigned.
 func (s *Store) find(ctx context.Context, tx *sqlx.Tx, b *batch, after int64) error {
 	carried := []int64{}
 	if b.look.Carried != nil {
@@ -221,18 +226,38 @@ func (s *Store) find(ctx context.Context, tx *sqlx.Tx, b *batch, after int64) er
 		return err
 	}
 	b.done.More = len(b.found) == b.look.Most
-	if !slices.ContainsFunc(b.found, func(a *assignment) bool { return a.created != nil }) {
-		return nil
+	_, err := s.findForCopies(ctx, tx, b, b.found)
+	return err
+}
+
+// findForCopies finds, where events that create environments are among those,
+// them and all that comes before them in both their environments, to be
+// written: a snapshot looks for unfinished earlier events in the database, and
+// those that workers have taken must be there, too. The next look finds the
+// rest.
+func (s *Store) findForCopies(ctx context.Context, tx *sqlx.Tx, b *batch, among []*assignment) (found bool, err error) {
+	var of []environmentRow
+	last := int64(0)
+	for _, a := range among {
+		if a.created != nil {
+			of = append(of, environmentRow{a.environment.serviceID, a.environment.environmentID},
+				environmentRow{a.environment.serviceID, a.created.SourceEnvironmentID})
+			last = max(last, a.Sequence)
+		}
 	}
-	b.look.Take, b.all = nil, true
-	return s.selectFresh(ctx, tx, b, 0, b.highest, math.MaxInt32, carried[:0], nil)
+	if len(of) == 0 {
+		return false, nil
+	}
+	b.look.Take, b.all, b.again = nil, true, true
+	clear(b.hidden)
+	return true, s.selectFresh(ctx, tx, b, 0, last, math.MaxInt32, nil, of)
 }
 
 // selectFresh reads events above one sequence and up to another, but for those
 // that are carried; of some environments, or of all where that is nil.
 func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, to int64, most int, carried []int64,
 	of []environmentRow) error {
-	without, err := rows(carried)
+	without, err := rows(append([]int64{}, carried...))
 	if err != nil {
 		return err
 	}

@@ -75,23 +75,43 @@ func (s *Subscriber) looked(work context.Context, look Look, done Assigned, bega
 	if len(done.Written) > 0 || len(done.Claimed) > 0 {
 		s.fetchSoon()
 	}
+	took := time.Since(began)
 	if look.Ahead {
-		s.behind, s.few = true, false
-		switch took := time.Since(began); {
+		s.behind, s.few, s.atEnd = true, false, done.AtEnd
+		s.newsOn = began.Add(2 * took)
+		switch {
 		case !look.Hungry:
 			s.lookOn = began.Add(max(s.flow.pause(), passShare*took))
 		case done.More:
-			s.lookSoon()
+			s.lookOn = began
 		default:
 			s.lookOn = began.Add(max(hungryPause, 2*took))
+		}
+		if done.More {
+			s.lookSoon()
 		}
 		return
 	}
 	s.behind, s.left, s.writing = done.More, done.Left, len(done.Written) > len(done.Taken)
+	if idle := done.Held + s.idle(done.Written); 2*idle > len(done.Written)+len(done.Taken) {
+		s.assignOn = began.Add((passShare + 1) * took)
+	}
 	s.few = !done.More && len(done.Taken)+len(done.Written)+done.Left < peekMost
 	if done.More {
 		s.lookSoon()
 	}
+}
+
+// idle counts the events that were written into lanes that have enough of
+// them in memory, or hang. The mutex is held.
+func (s *Subscriber) idle(written []int64) int {
+	n := 0
+	for _, laneID := range written {
+		if l := s.lanes[laneID]; l != nil && (l.pace.slow || len(l.schedule.pending) >= l.window()) {
+			n++
+		}
+	}
+	return n
 }
 
 // look says what to look for now. While the worker has as much as it can start
@@ -104,12 +124,14 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 	room := budget - s.pending()
 	look := Look{
 		Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried,
-		Ahead: room < budget/4, Enough: s.enough, Hungry: s.offered() < s.free,
+		Ahead: room < budget/4 || now.Before(s.assignOn), Enough: s.enough, Hungry: s.offered() < s.free,
 	}
-	if look.Ahead && now.Before(s.lookOn) {
+	if next := s.nextLook(room >= budget/4); look.Ahead && now.Before(next) {
 		s.behind = true
+		s.lookLater(next.Sub(now))
 		return Look{}, false
 	}
+	s.news = false
 	for _, l := range s.lanes {
 		l.doubtful = false
 	}
@@ -124,6 +146,19 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 	}
 	look.Take = s.taker(room)
 	return look, true
+}
+
+// nextLook is when to look ahead, or otherwise where there is room. What is
+// announced is looked for sooner where that is all there is. The mutex is held.
+func (s *Subscriber) nextLook(room bool) time.Time {
+	next := s.lookOn
+	if s.atEnd && s.news && s.newsOn.Before(next) {
+		next = s.newsOn
+	}
+	if room && s.assignOn.Before(next) {
+		next = s.assignOn
+	}
+	return next
 }
 
 // enough tells of an environment that enough of its events are in memory, for

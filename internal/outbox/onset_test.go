@@ -27,3 +27,20 @@ func TestLanesThatBeginToHangDelayNoOther(t *testing.T) {
 		w.await("the healthy one's run", func() bool { return h.runningOf("healthy") == 2 })
 	})
 }
+
+// A lane that has plenty in memory doesn't need the rest soon: others' events
+// are found before all of it was put there.
+func TestWhatIsNotNeededYetHidesNothing(t *testing.T) {
+	each(t, func(w *world) {
+		const waiting = 3000
+		w.publishMany("hangs", waiting)
+		h := newHands()
+		start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Concurrency, c.LaneConcurrency = 100, 2 }), h.handle)
+		w.await("calls that hang", func() bool { return h.runningOf("hangs") == 2 })
+		w.publish("healthy", touch("a"))
+		w.await("the healthy one's run", func() bool { return h.runningOf("healthy") == 1 })
+		if n := len(w.assigned()); n >= waiting {
+			w.t.Errorf("%d events were put into their lanes first", n)
+		}
+	})
+}

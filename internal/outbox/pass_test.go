@@ -19,10 +19,15 @@ import (
 // ahead looks past the events of those services of which there are enough.
 func (w *world) ahead(most int, carried []int64, enough ...string) outbox.Assigned {
 	w.t.Helper()
+	return w.aheadIf(false, most, carried, enough...)
+}
+
+func (w *world) aheadIf(hungry bool, most int, carried []int64, enough ...string) outbox.Assigned {
+	w.t.Helper()
 	done, err := w.store.Assign(w.t.Context(), outbox.Look{
 		Worker: "w", Lease: time.Hour, Most: most, Take: takeAll,
 		Carried: func(int64) []int64 { return append([]int64{}, carried...) },
-		Ahead:   true, Enough: func(service, _ string) bool { return slices.Contains(enough, service) },
+		Ahead: true, Hungry: hungry, Enough: func(service, _ string) bool { return slices.Contains(enough, service) },
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -61,22 +66,59 @@ func TestALookAheadWalksOverABulkWithoutWritingIt(t *testing.T) {
 	})
 }
 
-// A snapshot looks for earlier events in the database: it comes in its turn, and
-// so does what was published in either environment.
-func TestALookAheadWalksOverASnapshotAndItsEnvironments(t *testing.T) {
+// However much else is walked over: what comes after the event in the source
+// must not be in the copy.
+func TestALookAheadWritesWhatASnapshotMustSee(t *testing.T) {
 	each(t, func(w *world) {
-		w.publish("s", touch("a"))
-		w.publishIn("s", "new", events.EnvironmentCreated{EnvironmentServiceID: "new"})
-		w.publish("s", touch("b"))
-		w.publishIn("s", "new", touch("b"))
+		before := w.publish("s", touch("a"))
+		w.take("another")
+		bulk := w.publish("bulk", touch("a"), touch("b"))
+		w.ahead(9, nil, "bulk", "s")
+		before = append(before, w.publishIn("s", "new", touch("a"))...)
+		created := w.publishIn("s", "new", events.EnvironmentCreated{EnvironmentServiceID: "new"})[0]
+		after := append(w.publish("s", touch("b")), w.publishIn("s", "new", touch("b"))...)
 		other := w.publish("other", touch("a"))
-		found := sequences(w.ahead(9, nil).Taken)
-		w.publish("s", touch("c"))
-		if found = append(found, sequences(w.ahead(9, found).Taken)...); !cmp.Equal(other, found) {
-			w.t.Errorf("found %v, want %v", found, other)
+		done := w.ahead(9, nil, "bulk", "s")
+		if diff := cmp.Diff(append(before, created), w.assigned()); diff != "" || !done.Created || !done.More || len(done.Taken) > 0 {
+			w.t.Errorf("%s, and it says %+v", diff, done)
 		}
-		if done := w.take("w", found...); !done.Created {
-			w.t.Error("an ordinary look doesn't find the snapshot")
+		if diff := cmp.Diff(other, sequences(w.ahead(9, nil, "bulk", "s").Taken)); diff != "" {
+			w.t.Errorf("then: %s", diff)
+		}
+		w.assign()
+		if diff := cmp.Diff(slices.Concat(before[:1], bulk, before[1:], []int64{created}, after, other), w.assigned()); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+// Of the environments that are hidden, those are gone back for of which the
+// worker can do more; what is published meanwhile doesn't wait for that.
+func TestAPassGoesBackForWhatIsWanted(t *testing.T) {
+	each(t, func(w *world) {
+		w.store.WalkBy(3)
+		first := w.publishMany("first", 8)
+		w.publishMany("second", 8)
+		var found []int64
+		for range 7 {
+			found = append(found, sequences(w.ahead(9, found, "first", "second").Taken)...)
+		}
+		var news []int64
+		for range 4 {
+			news = append(news, w.publish("other", touch("a"))...)
+			for range 2 {
+				found = append(found, sequences(w.ahead(9, found, "second").Taken)...)
+			}
+			if last := news[len(news)-1]; !slices.Contains(found, last) {
+				w.t.Errorf("event %d waits for the way back", last)
+			}
+		}
+		slices.Sort(found)
+		if diff := cmp.Diff(append(first, news...), found); diff != "" {
+			w.t.Error(diff)
+		}
+		if got := w.assigned(); len(got) > 0 {
+			w.t.Errorf("%d events were written", len(got))
 		}
 	})
 }
@@ -105,10 +147,13 @@ func TestLooksAheadFindWhatIsVisibleInItsOrder(t *testing.T) {
 			w.store = w.another()
 			w.store.WalkBy(rapid.IntRange(1, 6).Draw(t, "stretch"))
 			p := &aheadPlay{world: w, t: t, open: make(map[string]*publication), found: make(map[int64]bool)}
-			t.Repeat(map[string]func(*rapid.T){
-				"begin": p.begin, "insert": p.insert, "end": p.end, "publish": p.publishOne,
-				"look ahead": p.lookAhead, "look": p.look, "let go": p.letGo,
-			})
+			actions := map[string]func(*rapid.T){
+				"begin": p.begin, "insert": p.insert, "end": p.end, "publish": p.publishSome, "look ahead": p.lookAhead,
+			}
+			if rapid.Bool().Draw(t, "passes end") {
+				actions["look"], actions["let go"] = p.look, p.letGo
+			}
+			t.Repeat(actions)
 			p.findTheRest()
 			w.exec(`DELETE FROM {outbox}`)
 			w.exec(`DELETE FROM {lanes}`)
@@ -142,7 +187,11 @@ func (p *aheadPlay) event(t *rapid.T, in inserter) visibleEvent {
 	return visibleEvent{p.world.insert(in, service, "", touch("m")), service}
 }
 
-func (p *aheadPlay) publishOne(t *rapid.T) { p.visible = append(p.visible, p.event(t, p.db)) }
+func (p *aheadPlay) publishSome(t *rapid.T) {
+	for range rapid.IntRange(1, 3).Draw(t, "events") {
+		p.visible = append(p.visible, p.event(t, p.db))
+	}
+}
 
 func (p *aheadPlay) begin(t *rapid.T) {
 	if p.db.Dialect == database.SQLite || len(p.open) == 3 {
@@ -197,7 +246,7 @@ func (p *aheadPlay) carried() []int64 {
 
 func (p *aheadPlay) lookAhead(t *rapid.T) {
 	enough := rapid.SliceOfDistinct(rapid.SampledFrom(aheadServices), rapid.ID).Draw(t, "enough")
-	p.check(p.ahead(rapid.IntRange(1, 4).Draw(t, "most"), p.carried(), enough...))
+	p.check(p.aheadIf(rapid.Bool().Draw(t, "hungry"), rapid.IntRange(1, 4).Draw(t, "most"), p.carried(), enough...))
 }
 
 func (p *aheadPlay) look(t *rapid.T) {

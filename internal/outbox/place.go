@@ -80,8 +80,12 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 		return err
 	}
 	for _, a := range p.written {
-		if a.State != Dead {
-			b.done.Written = append(b.done.Written, a.event.LaneID)
+		if a.State == Dead {
+			continue
+		}
+		b.done.Written = append(b.done.Written, a.event.LaneID)
+		if lanes[a.event.LaneID].Held {
+			b.done.Held++
 		}
 	}
 	return s.take(ctx, tx, p)
@@ -105,7 +109,7 @@ func (p *placing) decide(a *assignment) {
 		p.written = append(p.written, a)
 	case p.takes(lane, a):
 		p.taken = append(p.taken, a)
-	case p.look.Ahead && p.heldByOther(lane):
+	case p.look.Ahead && !p.all && p.heldByOther(lane):
 		p.hidden[a.environment] = true
 	case p.leaves(lane, a):
 		p.done.Left++

@@ -96,10 +96,14 @@ type Subscriber struct {
 	// wrote more than it took.
 	left    int
 	writing bool
-	// lookOn is when to look for events although there is no room for them,
-	// writeOn when to assign those that take long.
-	lookOn, writeOn time.Time
-	flow            flow
+	// lookOn is when to look ahead, newsOn when to do so for events that were
+	// announced (news), where the last one came to the end (atEnd). assignOn is
+	// when to put further events into lanes that don't need them yet, writeOn
+	// when to write those that take long.
+	lookOn, newsOn, assignOn, writeOn time.Time
+	atEnd, news                       bool
+	later                             *time.Timer // until the next look
+	flow                              flow
 	// otherSeen is when another worker was last met.
 	otherSeen time.Time
 	inFlight  sync.WaitGroup
@@ -163,7 +167,12 @@ func (s *Subscriber) Close() error {
 }
 
 // Wake makes the subscriber look for new events now.
-func (s *Subscriber) Wake() { s.lookSoon() }
+func (s *Subscriber) Wake() {
+	s.mu.Lock()
+	s.news = true
+	s.mu.Unlock()
+	s.lookSoon()
+}
 
 // Hurry makes the subscriber give lanes back as soon as there is nothing left
 // to do, so that others see at once that it is idle.
@@ -174,6 +183,15 @@ func (s *Subscriber) Hurry() {
 }
 
 func (s *Subscriber) lookSoon() { poke(s.committed) }
+
+// lookLater is lookSoon after a while. The mutex is held.
+func (s *Subscriber) lookLater(after time.Duration) {
+	if s.later == nil {
+		s.later = time.AfterFunc(after, s.lookSoon)
+	} else {
+		s.later.Reset(after)
+	}
+}
 
 func (s *Subscriber) fetchSoon() { poke(s.fetching) }
 

@@ -190,13 +190,17 @@ func (w *world) insertRaw(in inserter, service, environment, eventType, data str
 	return sequence
 }
 
-func (w *world) assign() outbox.Assigned {
+// assign puts all events into their lanes.
+func (w *world) assign() (all outbox.Assigned) {
 	w.t.Helper()
-	done, err := w.store.Assign(w.t.Context(), outbox.Look{})
-	if err != nil {
-		w.t.Fatal(err)
+	for all.More = true; all.More; {
+		done, err := w.store.Assign(w.t.Context(), outbox.Look{})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		all.Written, all.Created, all.More = append(all.Written, done.Written...), all.Created || done.Created, done.More
 	}
-	return done
+	return all
 }
 
 // lease is long enough never to lapse in a test.
