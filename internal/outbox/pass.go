@@ -53,14 +53,17 @@ const (
 	// takes some milliseconds.
 	passStretch = 10_000
 	// passShare is how many times longer than it took the next look of a walk is
-	// waited for, and after a way back the next one. Where slots are free, neither is.
+	// waited for, and backShare after a way back the next one. Where slots are
+	// free, neither is; else who is hidden has had much, and its turn comes with
+	// ordinary looks.
 	passShare = 4
+	backShare = 20
 )
 
 // goesBack tells whether this look is one of a way back. It begins one where
 // environments are hidden of which the worker could do more.
 func (p *pass) goesBack(now time.Time, look Look) bool {
-	due := look.Hungry || p.complete && now.Sub(p.wentBack) >= max(flowWindow/2, passShare*p.spent)
+	due := look.Hungry || p.complete && now.Sub(p.wentBack) >= max(flowWindow/2, backShare*p.spent)
 	if p.back == nil && due {
 		back := &wayBack{passed: p.walk.passed, of: make(map[environment]bool)}
 		for env, after := range p.hidden {

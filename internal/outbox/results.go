@@ -16,8 +16,8 @@ import (
 func (s *Subscriber) settleLoop(ctx context.Context) {
 	const (
 		most   = 512
-		gather = 4 * time.Millisecond
-		many   = 4 // in that time
+		gather = 8 * time.Millisecond
+		many   = 8 // in that time
 		atOnce = 2
 	)
 	var settling sync.WaitGroup
