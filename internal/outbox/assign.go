@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"strings"
 	"time"
@@ -102,16 +103,12 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	if err != nil || b.done.Busy {
 		return b.done, err
 	}
-	if b.again {
-		b.done.More = true
-		return b.done, nil
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	passed, highest, complete := s.sweep.passed, b.highest, !b.done.More
 	if b.left > 0 {
 		// Whoever holds their lanes may give those back before looking.
-		highest, complete = b.left-1, false
+		highest, complete = min(highest, b.left-1), false
 	}
 	s.sweep.looked(b.open, highest, complete)
 	if complete {
@@ -129,7 +126,7 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 func (s *Store) assign(ctx context.Context, look Look, find func(*sqlx.Tx, *batch) error) (*batch, error) {
 	var b *batch
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		b = &batch{look: look, all: look.Worker == "", known: make(map[environment]int64), done: Assigned{Busy: true}}
+		b = &batch{look: look, all: look.Worker == "", known: make(map[environment]int64), copying: make(map[environment]bool), done: Assigned{Busy: true}}
 		if look.Ahead {
 			top, err := s.lastGiven(ctx, tx)
 			if err != nil {
@@ -200,12 +197,14 @@ func (s *Store) refind(sequence int64) {
 type batch struct {
 	look    Look
 	all     bool // nothing is left for other workers
-	again   bool // more is found from the same place
 	known   map[environment]int64
 	found   []*assignment
 	highest int64
 	left    int64         // the first event that is for another worker to find; 0 if none
 	refused []*assignment // could not be taken after all
+	// copying has the environments of events that create one. All that is found
+	// of them is written.
+	copying map[environment]bool
 	// open has the transactions that had written to the outbox, and had not
 	// ended, before anything was found.
 	open []string
@@ -226,31 +225,38 @@ func (s *Store) find(ctx context.Context, tx *sqlx.Tx, b *batch, after int64) er
 		return err
 	}
 	b.done.More = len(b.found) == b.look.Most
-	_, err := s.findForCopies(ctx, tx, b, b.found)
-	return err
+	found := b.found
+	if err := s.findForCopies(ctx, tx, b, found); err != nil || len(b.copying) == 0 {
+		return err
+	}
+	// What else there is of those environments comes after it.
+	b.done.More = true
+	for _, a := range found {
+		if !b.copying[a.environment] {
+			b.found = append(b.found, a)
+		}
+	}
+	return nil
 }
 
 // findForCopies finds, where events that create environments are among those,
-// them and all that comes before them in both their environments, to be
-// written: a snapshot looks for unfinished earlier events in the database, and
-// those that workers have taken must be there, too. The next look finds the
-// rest.
-func (s *Store) findForCopies(ctx context.Context, tx *sqlx.Tx, b *batch, among []*assignment) (found bool, err error) {
-	var of []environmentRow
+// them and what comes before them in both their environments, to be written: a
+// snapshot looks for unfinished earlier events in the database, and those that
+// workers have taken must be there, too. Where it is much, a batch is found,
+// and the next look goes on.
+func (s *Store) findForCopies(ctx context.Context, tx *sqlx.Tx, b *batch, among []*assignment) error {
 	last := int64(0)
 	for _, a := range among {
 		if a.created != nil {
-			of = append(of, environmentRow{a.environment.serviceID, a.environment.environmentID},
-				environmentRow{a.environment.serviceID, a.created.SourceEnvironmentID})
+			b.copying[a.environment] = true
+			b.copying[environment{a.environment.serviceID, a.created.SourceEnvironmentID}] = true
 			last = max(last, a.Sequence)
 		}
 	}
-	if len(of) == 0 {
-		return false, nil
+	if len(b.copying) == 0 {
+		return nil
 	}
-	b.look.Take, b.all, b.again = nil, true, true
-	clear(b.hidden)
-	return true, s.selectFresh(ctx, tx, b, 0, last, math.MaxInt32, nil, of)
+	return s.selectFresh(ctx, tx, b, 0, last, assignBatch, nil, environmentRows(maps.Keys(b.copying)))
 }
 
 // selectFresh reads events above one sequence and up to another, but for those
@@ -277,7 +283,7 @@ func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, t
 		ORDER BY sequence LIMIT ?`), append(args, most)...); err != nil {
 		return err
 	}
-	b.found = make([]*assignment, len(fresh))
+	b.found, b.highest = make([]*assignment, len(fresh)), 0
 	for i, e := range fresh {
 		b.found[i] = assign(e)
 		b.highest = max(b.highest, e.Sequence)

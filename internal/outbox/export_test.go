@@ -2,6 +2,9 @@ package outbox
 
 import "time"
 
+// AssignBatch bounds one look.
+const AssignBatch = assignBatch
+
 // WalkBy makes looks ahead walk over so many events at a time.
 func (s *Store) WalkBy(stretch int) { s.stretch = stretch }
 

@@ -13,6 +13,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"strings"
 	"sync"
 	"time"
@@ -161,6 +162,14 @@ type environmentRow struct {
 
 // environmentList are environments that come as one argument, for use after IN.
 const environmentList = `(SELECT service_id, environment_id FROM {rows v(service_id text, environment_id text)})`
+
+func environmentRows(list iter.Seq[environment]) []environmentRow {
+	rows := []environmentRow{}
+	for env := range list {
+		rows = append(rows, environmentRow{env.serviceID, env.environmentID})
+	}
+	return rows
+}
 
 // New returns the outbox of that database.
 func New(db *database.DB, recorder Recorder) *Store {

@@ -89,17 +89,13 @@ type stretch struct {
 }
 
 func (p *pass) next(back bool) stretch {
-	next := stretch{after: p.walk.passed, to: math.MaxInt64, most: p.stretch}
-	environments := maps.Keys(p.hidden)
 	if back {
-		next = stretch{after: p.back.passed, to: p.walk.passed, most: p.usual, only: true}
-		environments = maps.Keys(p.back.of)
+		return stretch{
+			after: p.back.passed, to: p.walk.passed, most: p.usual,
+			only: true, list: environmentRows(maps.Keys(p.back.of)),
+		}
 	}
-	next.list = []environmentRow{}
-	for env := range environments {
-		next.list = append(next.list, environmentRow{env.serviceID, env.environmentID})
-	}
-	return next
+	return stretch{after: p.walk.passed, to: math.MaxInt64, most: p.stretch, list: environmentRows(maps.Keys(p.hidden))}
 }
 
 // walked notes a look of the walk.
@@ -153,15 +149,15 @@ func (s *Store) assignAhead(ctx context.Context, look Look) (Assigned, error) {
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil && !b.done.Busy && !b.again && s.pass == p { // else something is to be found again
+	if err == nil && !b.done.Busy && s.pass == p { // else something is to be found again
 		if goesBack {
 			p.cameBack(b, now)
 		} else {
 			p.walked(b)
 		}
 	}
-	b.done.AtEnd = p.complete && s.pass == p && !b.again
-	b.done.More = b.done.More || b.again || p.back != nil || !p.complete
+	b.done.AtEnd = p.complete && s.pass == p
+	b.done.More = b.done.More || p.back != nil || !p.complete
 	s.findAgain(b)
 	return b.done, err
 }
@@ -226,7 +222,7 @@ func (s *Store) findAhead(ctx context.Context, tx *sqlx.Tx, b *batch, next stret
 		next.after, next.to, next.most, without, list); err != nil {
 		return err
 	}
-	wanted := []environmentRow{}
+	wanted := make(map[environment]bool)
 	var created []*assignment
 	to := int64(0)
 	for _, w := range walked {
@@ -241,27 +237,38 @@ func (s *Store) findAhead(ctx context.Context, tx *sqlx.Tx, b *batch, next stret
 		case b.look.Enough(env.serviceID, env.environmentID):
 			b.hidden[env] = true
 		default:
-			wanted = append(wanted, w.environmentRow)
+			wanted[env] = true
 		}
-	}
-	if found, err := s.findForCopies(ctx, tx, b, created); found || err != nil {
-		return err
 	}
 	if next.only && !b.done.More {
 		to = next.to // nothing is left up to there
 	}
-	b.found, b.highest = nil, to
-	if len(wanted) == 0 {
-		return nil
-	}
-	b.highest = 0
-	if err := s.selectFresh(ctx, tx, b, next.after, to, b.look.Most, carried, wanted); err != nil {
+	b.found = nil
+	if err := s.findForCopies(ctx, tx, b, created); err != nil {
 		return err
 	}
-	if len(b.found) == b.look.Most {
-		b.done.More = true
-	} else {
-		b.highest = to
+	for env := range b.copying {
+		b.hidden[env] = true
+		delete(wanted, env)
 	}
+	forCopies := b.found
+	b.found, b.highest = nil, to
+	if len(wanted) > 0 {
+		if err := s.selectFresh(ctx, tx, b, next.after, to, b.look.Most, carried, environmentRows(maps.Keys(wanted))); err != nil {
+			return err
+		}
+		if len(b.found) == b.look.Most {
+			b.done.More = true
+		} else {
+			b.highest = to
+		}
+	}
+	for _, a := range b.found {
+		if a.created != nil { // it has just become visible: the next look finds it
+			b.hidden[a.environment] = true
+			b.hidden[environment{a.environment.serviceID, a.created.SourceEnvironmentID}] = true
+		}
+	}
+	b.found = append(forCopies, b.found...)
 	return nil
 }

@@ -79,17 +79,60 @@ func TestALookAheadWritesWhatASnapshotMustSee(t *testing.T) {
 		after := append(w.publish("s", touch("b")), w.publishIn("s", "new", touch("b"))...)
 		other := w.publish("other", touch("a"))
 		done := w.ahead(9, nil, "bulk", "s")
-		if diff := cmp.Diff(append(before, created), w.assigned()); diff != "" || !done.Created || !done.More || len(done.Taken) > 0 {
+		if diff := cmp.Diff(append(before, created), w.assigned()); diff != "" || !done.Created {
 			w.t.Errorf("%s, and it says %+v", diff, done)
 		}
-		if diff := cmp.Diff(other, sequences(w.ahead(9, nil, "bulk", "s").Taken)); diff != "" {
-			w.t.Errorf("then: %s", diff)
+		if diff := cmp.Diff(other, sequences(done.Taken)); diff != "" {
+			w.t.Errorf("took %s", diff)
+		}
+		for range 4 {
+			if done := w.ahead(9, other); len(done.Taken) > 0 && done.Taken[0].ServiceID == "s" {
+				w.t.Errorf("took %v of an environment that waits for the snapshot", sequences(done.Taken))
+			}
 		}
 		w.assign()
 		if diff := cmp.Diff(slices.Concat(before[:1], bulk, before[1:], []int64{created}, after, other), w.assigned()); diff != "" {
 			w.t.Error(diff)
 		}
 	})
+}
+
+// However much comes before it in its source: that is written batch by batch.
+func TestASnapshotIsFoundBehindMoreThanABatch(t *testing.T) {
+	for name, look := range map[string]func(w *world, carried []int64) outbox.Assigned{
+		"an ordinary look": func(w *world, carried []int64) outbox.Assigned { return w.take("w", carried...) },
+		"a look ahead":     func(w *world, carried []int64) outbox.Assigned { return w.aheadIf(true, 9, carried) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(w *world) {
+				w.store.WithoutFullLooks()
+				before := w.publishMany("s", outbox.AssignBatch+100)
+				created := w.publishIn("s", "new", events.EnvironmentCreated{EnvironmentServiceID: "new"})[0]
+				w.publish("s", touch("b"))
+				other := w.publish("other", touch("a"))
+				var carried []int64
+				for done := (outbox.Assigned{}); !done.Created; {
+					done = look(w, carried)
+					carried = append(carried, sequences(done.Taken)...)
+					got, want := w.assigned(), append(before, created)
+					if n := len(got); n > len(want) || !slices.Equal(got, want[:n]) || done.Created != (n == len(want)) {
+						w.t.Fatalf("%d events are written, snapshot due: %t", n, done.Created)
+					}
+					w.publish("s", touch("c"))
+				}
+				if carried = carried[max(len(carried)-1, 0):]; !slices.Equal(carried, other) {
+					w.t.Errorf("took %v last, want %v", carried, other)
+				}
+				for range 3 {
+					w.take("w", other...)
+				}
+				w.assign()
+				if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE lane_id IS NULL AND service_id = 's'`); n > 0 {
+					w.t.Errorf("%d events are not found any more", n)
+				}
+			})
+		})
+	}
 }
 
 // Of the environments that are hidden, those are gone back for of which the

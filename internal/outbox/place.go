@@ -104,12 +104,15 @@ type placing struct {
 func (p *placing) decide(a *assignment) {
 	lane := p.lanes[a.event.LaneID]
 	switch {
-	case p.hidden[a.environment]:
 	case a.State == Dead:
 		p.written = append(p.written, a)
+	case p.copying[a.environment]:
+		p.behind[lane.LaneID] = true
+		p.written = append(p.written, a)
+	case p.hidden[a.environment]:
 	case p.takes(lane, a):
 		p.taken = append(p.taken, a)
-	case p.look.Ahead && !p.all && p.heldByOther(lane):
+	case p.look.Ahead && p.heldByOther(lane):
 		p.hidden[a.environment] = true
 	case p.leaves(lane, a):
 		p.done.Left++
