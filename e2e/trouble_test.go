@@ -202,6 +202,9 @@ func (x *trial) expectModel(strikes int) {
 	}
 	x.aws.expectNothingBeyondTheManual(x.t)
 	x.expectEffectsOnce()
+	if x.t.Failed() {
+		x.explain()
+	}
 }
 
 // expectEffectsOnce expects that each upload's bytes, which are its alone,
@@ -222,5 +225,44 @@ func (x *trial) expectEffectsOnce() {
 	// What was deleted with its environment may never have been stored.
 	if superseded := x.count(`SELECT count(*) FROM {outbox} WHERE type = 'MediaUploaded' AND outcome = 'superseded'`); int64(len(stored)) < x.uploads.Load()-int64(superseded) {
 		x.t.Errorf("%d uploads were stored of %d", len(stored), x.uploads.Load())
+	}
+}
+
+// explain shows, where an event of a media ended as it shouldn't, what else
+// happened to its environment about then.
+func (x *trial) explain() {
+	var odd []struct {
+		Sequence int64  `db:"sequence"`
+		Lane     int64  `db:"lane_id"`
+		Service  string `db:"service_id"`
+		Started  int64  `db:"started_at"`
+	}
+	if err := x.db.SelectContext(x.t.Context(), &odd, x.db.SQL(`
+		SELECT e.sequence, e.lane_id, e.service_id, a.started_at FROM {outbox} e JOIN {attempts} a USING (sequence)
+		WHERE e.state IN ('dead', 'retryable') ORDER BY a.started_at LIMIT 2`)); err != nil {
+		x.t.Error(err)
+	}
+	for _, one := range odd {
+		const about = 12 * time.Second
+		from, to := one.Started-about.Microseconds(), one.Started+time.Second.Microseconds()
+		var events []string
+		if err := x.db.SelectContext(x.t.Context(), &events, x.db.SQL(`
+			SELECT concat_ws(' ', to_timestamp(finished_at / 1e6)::time, sequence, environment_id, type, state, outcome, worker,
+				'took', duration_us, data) FROM {outbox}
+			WHERE service_id = ? AND coalesce(finished_at, started_at, created_at) BETWEEN ? AND ? ORDER BY finished_at`),
+			one.Service, from, to); err != nil {
+			x.t.Error(err)
+		}
+		for _, event := range events {
+			x.t.Log(event)
+		}
+		for _, s := range x.services {
+			for _, entry := range x.aws.Log() {
+				at := entry.Time.UnixMicro()
+				if s.name == one.Service && entry.Bucket == s.production.Bucket && at >= from && at <= to {
+					x.t.Log(entry.Time.UTC().Format("15:04:05.000"), entry.Session, entry.API, entry.Key, entry.Status, entry.Code, entry.Header)
+				}
+			}
+		}
 	}
 }

@@ -259,6 +259,9 @@ func (s *Store) findForCopies(ctx context.Context, tx *sqlx.Tx, b *batch, among 
 	return s.selectFresh(ctx, tx, b, 0, last, assignBatch, nil, environmentRows(maps.Keys(b.copying)))
 }
 
+// freshColumns are what assigning an event must know of it.
+const freshColumns = `sequence, CAST(event_id AS text) AS event_id, type, service_id, environment_id, data, metadata, created_at`
+
 // selectFresh reads events above one sequence and up to another, but for those
 // that are carried; of some environments, or of all where that is nil.
 func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, to int64, most int, carried []int64,
@@ -277,8 +280,7 @@ func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, t
 	}
 	var fresh []*Event
 	if err := tx.SelectContext(ctx, &fresh, s.db.SQL(`
-		SELECT sequence, CAST(event_id AS text) AS event_id, type, service_id, environment_id, data, metadata,
-			created_at FROM {outbox}
+		SELECT `+freshColumns+` FROM {outbox}
 		WHERE lane_id IS NULL AND sequence > ? AND sequence <= ? AND sequence NOT IN {ids}`+condition+`
 		ORDER BY sequence LIMIT ?`), append(args, most)...); err != nil {
 		return err

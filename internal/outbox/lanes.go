@@ -70,12 +70,46 @@ func (s *Store) TakeOver(ctx context.Context, worker string, n int, lease time.D
 		_, err = tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {outbox} SET state = 'available', lapse_count = lapse_count + 1
 			WHERE state = 'running' AND lane_id {in_ids}`), ids)
-		return err
+		if err != nil {
+			return err
+		}
+		return s.assignEarlier(ctx, tx, lanes)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("take over lapsed lanes: %w", err)
 	}
 	return lanes, nil
+}
+
+// assignEarlier puts what the lanes' former holders had taken before what is in
+// the lanes: who reads them would else begin with what comes after it. Those
+// workers are dead, or will learn that the lanes are no longer theirs.
+func (s *Store) assignEarlier(ctx context.Context, tx *sqlx.Tx, lanes []Lane) error {
+	of := make(map[environment]int64, len(lanes))
+	for _, l := range lanes {
+		of[environment{l.ServiceID, l.EnvironmentID}] = l.LaneID
+	}
+	ids, err := rows(laneIDsOf(lanes))
+	if err != nil {
+		return err
+	}
+	var found []*Event
+	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT `+freshColumns+` FROM {outbox} AS e
+		WHERE lane_id IS NULL AND sequence < (SELECT max(last_sequence) FROM {lanes} WHERE lane_id {in_ids})
+			AND sequence < (SELECT last_sequence FROM {lanes} l
+				WHERE l.service_id = e.service_id AND l.environment_id = e.environment_id AND l.lane_id {in_ids})
+		ORDER BY sequence`), ids, ids); err != nil {
+		return err
+	}
+	var list []*assignment
+	for _, e := range found {
+		e.LaneID = of[environment{e.ServiceID, e.EnvironmentID}]
+		if a := assign(e); a.created == nil { // such an event is never taken
+			list = append(list, a)
+		}
+	}
+	return s.write(ctx, tx, list)
 }
 
 // VoidLeases lets every lease lapse at once. Only who knows that no other

@@ -98,6 +98,33 @@ func TestWhatIsGivenBackUnfinishedIsReadByTheNext(t *testing.T) {
 	})
 }
 
+// Some of what a worker has taken may be in the lane already, or comes after it
+// there, when the worker dies: who takes the lane over reads it at once.
+func TestWhatADeadWorkerHadTakenIsReadBeforeWhatFollows(t *testing.T) {
+	each(t, func(w *world) {
+		first := w.publish("s", touch("a"))
+		lane := w.take("dead").Claimed[0]
+		w.publish("other", touch("a"))
+		first = append(first, w.publish("s", touch("a"))...)
+		if _, err := w.store.Assign(w.t.Context(), outbox.Look{
+			Worker: "dead", Lease: lease, Carried: func(int64) []int64 { return first[:1] },
+		}); err != nil {
+			w.t.Fatal(err)
+		}
+		last := w.publish("s", touch("a"))
+		w.lapse(lane.LaneID)
+		w.takeOver("heir")
+		if diff := cmp.Diff(first, sequences(w.read(lane.LaneID))); diff != "" {
+			w.t.Error(diff)
+		}
+		w.store.Refind(0)
+		w.assign()
+		if diff := cmp.Diff(append(first, last...), sequences(w.read(lane.LaneID))); diff != "" {
+			w.t.Errorf("after the next look: %s", diff)
+		}
+	})
+}
+
 func TestNothingIsTakenAheadOfWhatComesBefore(t *testing.T) {
 	for name, before := range map[string]func(w *world){
 		"an event to be read": func(w *world) { w.publish("s", touch("b")); w.assign() },
