@@ -40,11 +40,11 @@ func TestWhatAWorkerHasOpenStaysLevel(t *testing.T) {
 	}
 	// Connections that were needed at once close one after another.
 	var after open
+	defer func() { t.Logf("after %d events %+v, after %d more %+v", warmUp, before, steps*each, after) }()
 	until(t, fmt.Sprintf("what is open to be level with %+v", before), func() bool {
 		after = l.open(worker)
 		return after.within(before)
 	})
-	t.Logf("after %d events %+v, after %d more %+v", warmUp, before, steps*each, after)
 	if got := l.goroutines(worker); got > goroutines+slack {
 		t.Errorf("%d goroutines after %d events, %d after %d", got, warmUp+steps*each, goroutines, warmUp)
 	}

@@ -178,6 +178,7 @@ func (x *trial) finish() {
 	x.wait()
 	x.thaw()
 	x.aws.ClearFaults()
+	x.t.Cleanup(x.explainUnfinished)
 	until(x.t, "all events to end", func() bool { return x.finished.Load() >= x.published.Load() })
 	x.retire()
 	x.work(1) // copies are work, too
@@ -263,6 +264,30 @@ func (x *trial) explain() {
 					x.t.Log(entry.Time.UTC().Format("15:04:05.000"), entry.Session, entry.API, entry.Key, entry.Status, entry.Code, entry.Header)
 				}
 			}
+		}
+	}
+}
+
+// explainUnfinished shows the events that have not ended, and who has their
+// lanes.
+func (x *trial) explainUnfinished() {
+	if x.finished.Load() >= x.published.Load() {
+		return
+	}
+	for _, query := range []string{
+		`SELECT row_to_json(e)::text FROM {outbox} e WHERE finished_at IS NULL ORDER BY sequence LIMIT 20`,
+		`SELECT row_to_json(a)::text FROM {attempts} a JOIN {outbox} e USING (sequence) WHERE e.finished_at IS NULL ORDER BY sequence LIMIT 20`,
+		`SELECT concat(({now} - leased_until) / 1000, ' ms after its lease: ', row_to_json(l)) FROM {lanes} l
+			WHERE leased_by IS NOT NULL OR ready_at IS NOT NULL OR gate_sequence IS NOT NULL`,
+		`SELECT row_to_json(c)::text FROM {copies} c WHERE state <> 'ended'`,
+		`SELECT row_to_json(h)::text FROM {holds} h`,
+	} {
+		var found []string
+		if err := x.db.SelectContext(context.Background(), &found, x.db.SQL(query)); err != nil {
+			x.t.Error(err)
+		}
+		for _, row := range found {
+			x.t.Log(row)
 		}
 	}
 }

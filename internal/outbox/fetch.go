@@ -268,20 +268,20 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 	now := time.Now()
 	s.mu.Lock()
 	for _, l := range s.lanes {
-		if unchecked, last := l.schedule.unchecked(); len(unchecked) > 0 {
-			jobs = append(jobs, job{lane: l, holding: l.holding(), waiting: unchecked, doubt: last})
+		j := job{lane: l, holding: l.holding()}
+		if j.waiting, j.doubt = l.schedule.unchecked(); len(j.waiting) == 0 && l.refill && len(l.schedule.pending) >= l.window()/2 {
+			j.doubt = 0
+			j.running, j.waiting = l.schedule.stuck(now)
+		}
+		if len(j.waiting) == 0 {
 			continue
 		}
-		if !l.refill || len(l.schedule.pending) < l.window()/2 {
-			continue
+		// Any of them may end, or even start and end, before we are back; and
+		// we may not learn that it was done.
+		for _, e := range slices.Concat(j.running, j.waiting) {
+			e.Holding = true
 		}
-		if running, waiting := l.schedule.stuck(now); len(waiting) > 0 {
-			// Any of them may end, or even start and end, before we are back.
-			for _, e := range slices.Concat(running, waiting) {
-				e.Holding = true
-			}
-			jobs = append(jobs, job{lane: l, holding: l.holding(), running: running, waiting: waiting})
-		}
+		jobs = append(jobs, j)
 	}
 	s.mu.Unlock()
 
