@@ -41,11 +41,18 @@ func (s *Subscriber) claim(work context.Context, takeOver bool) error {
 	}
 	if len(lapsed) > 0 {
 		s.config.Logger.Warn("took over lanes whose worker let its lease lapse", "lanes", len(lapsed))
-		// What their worker had taken is found by none but a full look.
-		s.store.Refind(0)
+		s.findLetGo()
 	}
 	s.holdAll(work, lapsed, asked)
 	return nil
+}
+
+// findLetGo looks at once for what the former holder of a lane had taken, be it
+// another worker or this one: none but a look from the beginning finds that,
+// and nothing later may be put into the lane before.
+func (s *Subscriber) findLetGo() {
+	s.store.Refind(0)
+	s.lookSoon()
 }
 
 func (s *Subscriber) holdAll(work context.Context, leased []Lane, asked time.Time) {
@@ -112,6 +119,7 @@ func (s *Subscriber) giveBack(work context.Context) error {
 	}
 	var held []Holding
 	var taken []*Event
+	lost := false
 	for laneID, l := range s.lanes {
 		if len(l.schedule.running) > 0 || l.feeding {
 			l.emptied = now
@@ -126,19 +134,25 @@ func (s *Subscriber) giveBack(work context.Context) error {
 			continue
 		}
 		delete(s.lanes, laneID)
-		if !l.lost {
+		if l.lost {
+			lost = true
+		} else {
 			held = append(held, l.holding())
 			taken = append(taken, l.taken()...)
 		}
 		l.end(errors.New("the lane was given back"))
 	}
 	s.mu.Unlock()
-	if len(held) == 0 {
-		return nil
+	var err error
+	if len(held) > 0 {
+		work, cancel := context.WithTimeout(work, s.config.Lease)
+		defer cancel()
+		err = s.store.Release(work, held, taken)
 	}
-	work, cancel := context.WithTimeout(work, s.config.Lease)
-	defer cancel()
-	return s.store.Release(work, held, taken)
+	if lost || err != nil {
+		s.findLetGo()
+	}
+	return err
 }
 
 // busy tells whether any lane has events in memory. The mutex is held.
@@ -160,5 +174,6 @@ func (s *Subscriber) lose(l *lane) {
 	}
 	delete(s.lanes, l.LaneID)
 	l.end(ErrLeaseLost)
+	s.findLetGo()
 	s.config.Logger.Warn("lost the lease of a lane", "service_id", l.ServiceID, "environment_id", l.EnvironmentID)
 }

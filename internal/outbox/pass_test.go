@@ -27,7 +27,7 @@ func (w *world) aheadIf(hungry bool, most int, carried []int64, enough ...string
 	done, err := w.store.Assign(w.t.Context(), outbox.Look{
 		Worker: "w", Lease: time.Hour, Most: most, Take: takeAll,
 		Carried: func(int64) []int64 { return append([]int64{}, carried...) },
-		Ahead: true, Hungry: hungry, Enough: func(service, _ string) bool { return slices.Contains(enough, service) },
+		Ahead:   true, Hungry: hungry, Enough: func(service, _ string) bool { return slices.Contains(enough, service) },
 	})
 	if err != nil {
 		w.t.Fatal(err)
