@@ -73,10 +73,18 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 		a.event.LaneID = b.known[a.environment]
 		p.decide(a)
 	}
+	// What follows taken events in lanes that nobody holds is written once those
+	// are leased: whoever else leased them would begin with it.
+	free := p.free()
+	following, written := split(p.written, func(a *assignment) bool { return slices.Contains(free, a.event.LaneID) })
+	p.written = written
 	if err := s.write(ctx, tx, p.written); err != nil {
 		return err
 	}
 	if err := s.openCopies(ctx, tx, b); err != nil {
+		return err
+	}
+	if err := s.take(ctx, tx, p, free, following); err != nil {
 		return err
 	}
 	for _, a := range p.written {
@@ -88,7 +96,7 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 			b.done.Held++
 		}
 	}
-	return s.take(ctx, tx, p)
+	return nil
 }
 
 // placing is the state of deciding, event by event in their sequence.
@@ -173,9 +181,8 @@ func (s *Store) laneStates(ctx context.Context, tx *sqlx.Tx, ids []int64) (map[i
 	return lanes, now, nil
 }
 
-// take leases the lanes of taken events that nobody holds. What can't be
-// leased at once is found again by the next look.
-func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing) error {
+// free are the lanes of taken events that nobody holds.
+func (p *placing) free() []int64 {
 	var free []int64
 	for _, a := range p.taken {
 		if p.lanes[a.event.LaneID].LeasedBy == nil {
@@ -183,7 +190,13 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing) error {
 		}
 	}
 	slices.Sort(free)
-	claimed, err := s.claim(ctx, tx, slices.Compact(free), p.look)
+	return slices.Compact(free)
+}
+
+// take leases the free lanes of taken events, and writes what follows there.
+// What can't be leased at once is found again by the next look.
+func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64, following []*assignment) error {
+	claimed, err := s.claim(ctx, tx, free, p.look)
 	if err != nil {
 		return err
 	}
@@ -192,14 +205,26 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing) error {
 		state.Lane, state.LeasedBy = l, &p.look.Worker
 		p.done.Claimed = append(p.done.Claimed, state)
 	}
-	for _, a := range p.taken {
-		if p.lanes[a.event.LaneID].LeasedBy == nil {
-			p.refused = append(p.refused, a)
-			continue
-		}
+	refused := func(a *assignment) bool { return p.lanes[a.event.LaneID].LeasedBy == nil }
+	later, taken := split(p.taken, refused)
+	laterToo, following := split(following, refused)
+	p.refused = append(later, laterToo...)
+	for _, a := range taken {
 		p.done.Taken = append(p.done.Taken, a.taken())
 	}
-	return nil
+	p.written = append(p.written, following...)
+	return s.write(ctx, tx, following)
+}
+
+func split(list []*assignment, in func(*assignment) bool) (those, others []*assignment) {
+	for _, a := range list {
+		if in(a) {
+			those = append(those, a)
+		} else {
+			others = append(others, a)
+		}
+	}
+	return those, others
 }
 
 // taken is the event with what assigning would write of it.

@@ -98,6 +98,53 @@ func TestWhatIsGivenBackUnfinishedIsReadByTheNext(t *testing.T) {
 	})
 }
 
+// What has to be written goes into a lane behind what is taken of it: nobody
+// else may get the lane and begin with that.
+func TestWhatFollowsTakenEventsIsWrittenUnderTheirLease(t *testing.T) {
+	each(t, func(w *world) {
+		first := w.publishIn("s", "dev", touch("a"))
+		rest := w.publishIn("s", "dev", events.EnvironmentDeleted{}, touch("a"))
+		got := w.take("w")
+		if diff := cmp.Diff(first, sequences(got.Taken)); diff != "" {
+			w.t.Error(diff)
+		}
+		if others := w.claim("other"); len(others) > 0 {
+			w.t.Error("another worker got the lane")
+		}
+		if diff := cmp.Diff(rest, w.assigned()); diff != "" {
+			w.t.Error(diff)
+		}
+	})
+}
+
+func TestWhatFollowsEventsThatCanNotBeTakenWaitsForThem(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.exec(`INSERT INTO {lanes} (service_id, environment_id) VALUES ('s', 'dev')`)
+	first := w.publishIn("s", "dev", touch("a"))
+	rest := w.publishIn("s", "dev", events.EnvironmentDeleted{}, touch("a"))
+	tx, err := w.db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec(w.db.SQL(`SELECT 1 FROM {lanes} FOR NO KEY UPDATE`)); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.take("w"); len(got.Taken) > 0 || len(w.assigned()) > 0 || !got.More {
+		t.Errorf("took %v and wrote %v, although the lane is locked", sequences(got.Taken), w.assigned())
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(first, sequences(w.take("w").Taken)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(rest, w.assigned()); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // Some of what a worker has taken may be in the lane already, or comes after it
 // there, when the worker dies: who takes the lane over reads it at once.
 func TestWhatADeadWorkerHadTakenIsReadBeforeWhatFollows(t *testing.T) {
