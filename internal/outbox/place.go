@@ -208,7 +208,7 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64,
 	refused := func(a *assignment) bool { return p.lanes[a.event.LaneID].LeasedBy == nil }
 	later, taken := split(p.taken, refused)
 	laterToo, following := split(following, refused)
-	p.refused = append(later, laterToo...)
+	p.refused = slices.Concat(later, laterToo)
 	for _, a := range taken {
 		p.done.Taken = append(p.done.Taken, a.taken())
 	}
