@@ -50,6 +50,10 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 // for: others' events must not wait for that.
 const writeMost = 200
 
+// idleShare is how many times longer than it took, from its beginning, the look
+// is waited for that goes on putting events into lanes that don't need them yet.
+const idleShare = 10
+
 // hungryPause is how long a worker waits that has looked ahead to the end, and
 // has slots left that wait for what is published next.
 const hungryPause = 10 * time.Millisecond
@@ -94,7 +98,7 @@ func (s *Subscriber) looked(work context.Context, look Look, done Assigned, bega
 	}
 	s.behind, s.left, s.writing = done.More, done.Left, len(done.Written) > len(done.Taken)
 	if idle := done.Held + s.idle(done.Written); 2*idle > len(done.Written)+len(done.Taken) {
-		s.assignOn = began.Add((passShare + 1) * took)
+		s.assignOn = began.Add(idleShare * took)
 	}
 	s.few = !done.More && len(done.Taken)+len(done.Written)+done.Left < peekMost
 	if done.More {

@@ -63,7 +63,7 @@ const (
 // goesBack tells whether this look is one of a way back. It begins one where
 // environments are hidden of which the worker could do more.
 func (p *pass) goesBack(now time.Time, look Look) bool {
-	due := look.Hungry || p.complete && now.Sub(p.wentBack) >= max(flowWindow/2, backShare*p.spent)
+	due := look.Hungry || p.complete && now.Sub(p.wentBack) >= p.backPause()
 	if p.back == nil && due {
 		back := &wayBack{passed: p.walk.passed, of: make(map[environment]bool)}
 		for env, after := range p.hidden {
@@ -77,6 +77,16 @@ func (p *pass) goesBack(now time.Time, look Look) bool {
 	}
 	p.backed = p.back != nil && !p.backed
 	return p.backed
+}
+
+// backPause is how long after a way back the next one is due. One from nearby
+// costs little.
+func (p *pass) backPause() time.Duration {
+	const nearby = 10 * time.Millisecond
+	if p.spent < nearby {
+		return passShare * p.spent
+	}
+	return backShare * p.spent
 }
 
 // stretch is a part of the outbox that one look ahead walks over: of the
