@@ -233,13 +233,11 @@ func (x *trial) expectEffectsOnce() {
 // happened to its environment about then.
 func (x *trial) explain() {
 	var odd []struct {
-		Sequence int64  `db:"sequence"`
-		Lane     int64  `db:"lane_id"`
-		Service  string `db:"service_id"`
-		Started  int64  `db:"started_at"`
+		Service string `db:"service_id"`
+		Started int64  `db:"started_at"`
 	}
 	if err := x.db.SelectContext(x.t.Context(), &odd, x.db.SQL(`
-		SELECT e.sequence, e.lane_id, e.service_id, a.started_at FROM {outbox} e JOIN {attempts} a USING (sequence)
+		SELECT e.service_id, a.started_at FROM {outbox} e JOIN {attempts} a USING (sequence)
 		WHERE e.state IN ('dead', 'retryable') ORDER BY a.started_at LIMIT 2`)); err != nil {
 		x.t.Error(err)
 	}
@@ -258,9 +256,11 @@ func (x *trial) explain() {
 			x.t.Log(event)
 		}
 		for _, s := range x.services {
+			if s.name != one.Service {
+				continue
+			}
 			for _, entry := range x.aws.Log() {
-				at := entry.Time.UnixMicro()
-				if s.name == one.Service && entry.Bucket == s.production.Bucket && at >= from && at <= to {
+				if at := entry.Time.UnixMicro(); entry.Bucket == s.production.Bucket && at >= from && at <= to {
 					x.t.Log(entry.Time.UTC().Format("15:04:05.000"), entry.Session, entry.API, entry.Key, entry.Status, entry.Code, entry.Header)
 				}
 			}

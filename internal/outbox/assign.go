@@ -249,7 +249,7 @@ func (s *Store) findForCopies(ctx context.Context, tx *sqlx.Tx, b *batch, among 
 	for _, a := range among {
 		if a.created != nil {
 			b.copying[a.environment] = true
-			b.copying[environment{a.environment.serviceID, a.created.SourceEnvironmentID}] = true
+			b.copying[a.source()] = true
 			last = max(last, a.Sequence)
 		}
 	}
@@ -266,7 +266,10 @@ const freshColumns = `sequence, CAST(event_id AS text) AS event_id, type, servic
 // that are carried; of some environments, or of all where that is nil.
 func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, to int64, most int, carried []int64,
 	of []environmentRow) error {
-	without, err := rows(append([]int64{}, carried...))
+	if carried == nil {
+		carried = []int64{} // nil would be encoded as null
+	}
+	without, err := rows(carried)
 	if err != nil {
 		return err
 	}
@@ -291,6 +294,11 @@ func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, t
 		b.highest = max(b.highest, e.Sequence)
 	}
 	return nil
+}
+
+// source is the environment that an event which creates one copies.
+func (a *assignment) source() environment {
+	return environment{a.environment.serviceID, a.created.SourceEnvironmentID}
 }
 
 // assign reads what a lane needs to know of an event off its payload.
@@ -356,7 +364,7 @@ func (s *Store) openCopies(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 			continue
 		}
 		b.done.Created = true
-		source := b.known[environment{a.environment.serviceID, a.created.SourceEnvironmentID}]
+		source := b.known[a.source()]
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			INSERT INTO {copies} (sequence, source_lane, target_lane, environment_service_id, state, created_at)
 			VALUES (?, ?, ?, ?, 'pending', {now}) ON CONFLICT (sequence) DO NOTHING`),

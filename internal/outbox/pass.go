@@ -276,7 +276,7 @@ func (s *Store) findAhead(ctx context.Context, tx *sqlx.Tx, b *batch, next stret
 	for _, a := range b.found {
 		if a.created != nil { // it has just become visible: the next look finds it
 			b.hidden[a.environment] = true
-			b.hidden[environment{a.environment.serviceID, a.created.SourceEnvironmentID}] = true
+			b.hidden[a.source()] = true
 		}
 	}
 	b.found = append(forCopies, b.found...)

@@ -58,7 +58,7 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 	for _, a := range b.found {
 		b.known[a.environment] = 0
 		if a.created != nil {
-			b.known[environment{a.environment.serviceID, a.created.SourceEnvironmentID}] = 0
+			b.known[a.source()] = 0
 		}
 	}
 	if err := s.laneIDs(ctx, tx, b.known); err != nil {
