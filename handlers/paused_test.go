@@ -10,6 +10,8 @@ import (
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/bucket"
+	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/stage"
 )
@@ -169,4 +171,83 @@ func TestTheLateCallOfAWorkerThatLostItsLeaseChangesNothing(t *testing.T) {
 	if refused := s.AWS.Refused(); len(refused) > 0 {
 		t.Errorf("asked for more than the manual's policy grants: %+v", refused)
 	}
+}
+
+// A worker was shut down while its call was on the way. Nobody does what comes
+// next before that call has arrived: it would leave an object that nobody knows
+// of, or delete what was put since.
+func TestACallThatWasCutOffHasTimeToArrive(t *testing.T) {
+	t.Parallel()
+	cases := []struct {
+		name   string
+		before func(p *stage.Place) []events.Event
+		event  func(p *stage.Place) events.Event
+		after  func(p *stage.Place) events.Event
+		api    string
+		want   contents
+	}{
+		{
+			name:  "the PUT of an upload",
+			event: func(p *stage.Place) events.Event { return p.Upload("m1", "a.txt", "one") },
+			after: func(p *stage.Place) events.Event { return p.Rename("m1", "a.txt", "b.txt") },
+			api:   put, want: contents{"media/b.txt": "one"},
+		},
+		{
+			name:   "the COPY of a rename",
+			before: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "one")} },
+			event:  func(p *stage.Place) events.Event { return p.Rename("m1", "a.txt", "b.txt") },
+			after:  func(p *stage.Place) events.Event { return p.Delete("m1", "b.txt") },
+			api:    copied, want: contents{},
+		},
+		{
+			name:   "a DELETE, of the bytes that come next",
+			before: func(p *stage.Place) []events.Event { return []events.Event{p.Upload("m1", "a.txt", "one")} },
+			event:  func(p *stage.Place) events.Event { return p.Delete("m1", "a.txt") },
+			after:  func(p *stage.Place) events.Event { return p.Upload("m2", "a.txt", "one") },
+			api:    deleted, want: contents{"media/a.txt": "one"},
+		},
+	}
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newStage(t, db)
+		s.Config.Grace = time.Millisecond
+		customers := places(s, cases)
+		for i, tc := range cases {
+			if tc.before != nil {
+				publish(customers[i], tc.before(customers[i])...)
+			}
+		}
+		finish(s)
+		ids, letGo := make([]string, len(cases)), make([]func(), len(cases))
+		var reached []func()
+		for i, tc := range cases {
+			arrived, release := hold(customers[i], tc.api, "*")
+			reached, letGo[i] = append(reached, arrived), release
+			ids[i] = publish(customers[i], tc.event(customers[i]))[0]
+		}
+		stop := s.Start()
+		for _, arrived := range reached {
+			arrived()
+		}
+		stop()
+		for i, tc := range cases {
+			publish(customers[i], tc.after(customers[i]))
+			var pause time.Duration
+			if err := db.GetContext(t.Context(), &pause, db.SQL(`SELECT (e.next_attempt_at - a.started_at - a.duration_us) * 1000
+				FROM {outbox} e JOIN {attempts} a USING (sequence) WHERE CAST(e.event_id AS text) = ?`), ids[i]); err != nil {
+				t.Fatalf("%s: %v\n%s", tc.name, err, s.Dump())
+			}
+			if pause < bucket.LateWrites {
+				t.Errorf("%s may arrive for %s only before it is sent again", tc.name, pause)
+			}
+			letGo[i]()
+		}
+		finish(s)
+		for i, tc := range cases {
+			wantStates(t, customers[i], ids[i:i+1], "completed done")
+			if n := customers[i].Event(ids[i]).AttemptCount; n != 1 {
+				t.Errorf("%s cost an attempt: %d", tc.name, n)
+			}
+			wantContents(t, customers[i], tc.want)
+		}
+	})
 }

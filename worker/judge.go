@@ -9,6 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 
 	"github.com/ownbucket/ownbucket/handlers"
+	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/ledger"
 	"github.com/ownbucket/ownbucket/internal/outbox"
@@ -62,8 +63,8 @@ func (w *Worker) verdict(ctx context.Context, a *attempt, err error) outbox.Verd
 	case errors.As(err, &wait):
 		return outbox.Verdict{Kind: outbox.Defer, Delay: wait.For, Behind: wait.Behind}
 	case err != nil && ctx.Err() != nil:
-		return outbox.Verdict{Kind: outbox.Yield, Failure: failure.New(failure.Interrupted, failure.Canceled,
-			"the attempt was interrupted: %w", errors.Join(context.Cause(ctx), err))}
+		return interrupted(failure.New(failure.Interrupted, failure.Canceled,
+			"the attempt was interrupted: %w", errors.Join(context.Cause(ctx), err)))
 	case err != nil:
 		return w.failed(ctx, a, failure.Of(err))
 	}
@@ -74,12 +75,22 @@ func (w *Worker) verdict(ctx context.Context, a *attempt, err error) outbox.Verd
 	return v
 }
 
+// interrupted gives an event back. Where a write was cancelled, nobody tries
+// again before that can have no effect any more.
+func interrupted(f *failure.Error) outbox.Verdict {
+	v := outbox.Verdict{Kind: outbox.Yield, Failure: f}
+	if errors.Is(f, bucket.ErrInDoubt) {
+		v.Delay = bucket.LateWrites
+	}
+	return v
+}
+
 // failed sorts a failure by its class.
 func (w *Worker) failed(ctx context.Context, a *attempt, f *failure.Error) outbox.Verdict {
 	e := a.delivery.Event
 	switch f.Class {
 	case failure.Interrupted:
-		return outbox.Verdict{Kind: outbox.Yield, Failure: f}
+		return interrupted(f)
 	case failure.Permanent:
 		return a.dead(f)
 	case failure.Integration:

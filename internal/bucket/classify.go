@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/aws/smithy-go"
 
@@ -28,7 +29,15 @@ var (
 	ErrSourceNotFound = errors.New("there is no such source object")
 	// ErrSourceChanged: a copy's source isn't the version that was meant.
 	ErrSourceChanged = errors.New("the source object has changed")
+	// ErrInDoubt: a write was cancelled while it was under way, and may yet take
+	// effect. Who tries again before it can't makes it a surprise to whoever
+	// comes next.
+	ErrInDoubt = errors.New("it may yet take effect")
 )
+
+// LateWrites is for how long a write that was cancelled is taken to be able to
+// take effect. AWS names no bound; who was killed is followed after a lease.
+const LateWrites = 5 * time.Second
 
 // Codes of failures beside those of package failure.
 const (
@@ -53,10 +62,13 @@ const (
 )
 
 const (
-	opAssumeRole = "AssumeRole"
-	opIdentity   = "GetCallerIdentity"
-	opCopyObject = "CopyObject"
-	opHeadObject = "HeadObject"
+	opAssumeRole    = "AssumeRole"
+	opIdentity      = "GetCallerIdentity"
+	opPutObject     = "PutObject"
+	opCopyObject    = "CopyObject"
+	opDeleteObject  = "DeleteObject"
+	opDeleteObjects = "DeleteObjects"
+	opHeadObject    = "HeadObject"
 )
 
 // Call names what was tried, for whom.
@@ -67,6 +79,15 @@ type Call struct {
 	Key       string
 	SourceKey string
 	Role      string
+}
+
+// writes tells whether the call changes the bucket.
+func (c Call) writes() bool {
+	switch c.Operation {
+	case opPutObject, opCopyObject, opDeleteObject, opDeleteObjects:
+		return true
+	}
+	return false
 }
 
 func (c Call) String() string {
@@ -182,6 +203,8 @@ func classifySilence(call Call, err error) *failure.Error {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return failure.New(failure.Transient, failure.Timeout, "%s: %s", call, text)
+	case errors.Is(err, context.Canceled) && call.writes():
+		return failure.New(failure.Interrupted, failure.Canceled, "%s: %w: %w", call, context.Canceled, ErrInDoubt)
 	case errors.Is(err, context.Canceled):
 		return failure.New(failure.Interrupted, failure.Canceled, "%s: %w", call, context.Canceled)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &netErr) && netErr.Timeout():

@@ -118,6 +118,26 @@ func TestEveryAnswerHasItsClass(t *testing.T) {
 	}
 }
 
+func TestACancelledWriteIsInDoubt(t *testing.T) {
+	t.Parallel()
+	for operation, doubt := range map[string]bool{
+		"PutObject": true, "CopyObject": true, "DeleteObject": true, "DeleteObjects": true,
+		"HeadObject": false, "GetObject": false, "ListObjectsV2": false, "HeadBucket": false, "AssumeRole": false,
+	} {
+		call := bucket.Call{Operation: operation}
+		for err, want := range map[error]bool{
+			unsent(context.Canceled):         doubt,
+			unsent(context.DeadlineExceeded): false,
+			answered(503, "SlowDown", ""):    false,
+			unsent(failure.New(failure.Interrupted, failure.Canceled, "the lease is lost")): false, // before it was sent
+		} {
+			if got := errors.Is(bucket.Classify(call, err), bucket.ErrInDoubt); got != want {
+				t.Errorf("%s, %v: in doubt: %t", operation, err, got)
+			}
+		}
+	}
+}
+
 func TestA404MeansWhatTheCallLookedFor(t *testing.T) {
 	t.Parallel()
 	for operation, class := range map[string]failure.Class{

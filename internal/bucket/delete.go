@@ -16,7 +16,7 @@ import (
 // is there. ErrNotFound says that nothing was, ErrConditionFailed that another
 // object was.
 func (b *Bucket) Delete(ctx context.Context, key, ifMatch string) error {
-	call := b.call("DeleteObject", key)
+	call := b.call(opDeleteObject, key)
 	if err := b.checkKey(call); err != nil {
 		return err
 	}
@@ -39,14 +39,14 @@ type KeyFailure struct {
 // that aren't there count as deleted. An error means that some or all of the
 // keys may not have been tried.
 func (b *Bucket) DeleteMany(ctx context.Context, keys []string) ([]KeyFailure, error) {
-	call := b.call("DeleteObjects", "")
+	call := b.call(opDeleteObjects, "")
 	if len(keys) > PageSize {
 		return nil, failure.New(failure.Permanent, failure.Internal, "%s: %d keys at once, and S3 takes %d", call, len(keys), PageSize)
 	}
 	var together []types.ObjectIdentifier
 	var alone []string
 	for _, key := range keys {
-		if err := b.checkKey(b.call("DeleteObjects", key)); err != nil {
+		if err := b.checkKey(b.call(opDeleteObjects, key)); err != nil {
 			return nil, err
 		}
 		if xmlHolds(key) {

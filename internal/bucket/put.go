@@ -37,7 +37,7 @@ type PutInput struct {
 // Put writes an object and returns its ETag. Where the condition doesn't hold,
 // the error is ErrConditionFailed.
 func (b *Bucket) Put(ctx context.Context, in PutInput) (etag string, err error) {
-	call := b.call("PutObject", in.Key)
+	call := b.call(opPutObject, in.Key)
 	if err := cmp.Or(b.checkKey(call), in.check(call)); err != nil {
 		return "", err
 	}

@@ -136,7 +136,7 @@ func s3Verdict(call Call, a answer) verdict {
 // notFoundVerdict: a PUT finds nothing only where If-Match wants something.
 // What a COPY doesn't find, its caller looks up.
 func notFoundVerdict(call Call) verdict {
-	if call.Operation == "PutObject" || call.Operation == opCopyObject {
+	if call.Operation == opPutObject || call.Operation == opCopyObject {
 		return verdict{class: failure.Transient, code: ConditionFailed, meaning: errMissingTarget}
 	}
 	return verdict{class: failure.Permanent, code: failure.ObjectMissing, meaning: ErrNotFound}

@@ -199,20 +199,29 @@ func (s *Store) cancelInto(ctx context.Context, e *outbox.Event) (left bool, err
 			e.LaneID, e.Sequence); err != nil {
 			return err
 		}
-		var unwanted []ending
+		var unwanted []item
 		if err := tx.SelectContext(ctx, &unwanted, s.db.SQL(`
-			UPDATE {copy_items} AS i SET state = 'cancelled', leased_until = NULL
+			UPDATE {copy_items} AS i SET state = 'cancelled',
+				may_have_written = (i.may_have_written OR i.leased_until IS NOT NULL), leased_until = NULL
 			WHERE i.state IN ('owed', 'waiting') AND i.target_lane = ? AND i.copy_sequence < ?
 			AND (i.leased_until IS NULL OR i.leased_until < {now})
 			AND NOT (coalesce(i.first_failed_at, {now}) > {now} - ?
 				AND EXISTS (SELECT 1 FROM {copies} c WHERE c.sequence = i.copy_sequence AND c.state = 'active')
 				AND EXISTS (SELECT 1 FROM {copy_items} w WHERE w.state = 'waiting' AND w.source_lane = i.target_lane
 					AND w.media_id = i.media_id AND w.copy_sequence > i.copy_sequence AND w.copy_sequence < ?))
-			RETURNING target_lane AS lane_id, media_id, false AS failed`),
+			RETURNING `+itemColumns),
 			e.LaneID, e.Sequence, copyFirstFor.Microseconds(), e.Sequence); err != nil {
 			return err
 		}
-		if err := s.join(ctx, tx, unwanted); err != nil {
+		// The deletion may yet be discarded.
+		if err := s.noteLeftovers(ctx, tx, e.LaneID, unwanted); err != nil {
+			return err
+		}
+		endings := make([]ending, len(unwanted))
+		for i, it := range unwanted {
+			endings[i] = ending{LaneID: it.TargetLane, MediaID: it.MediaID}
+		}
+		if err := s.join(ctx, tx, endings); err != nil {
 			return err
 		}
 		return tx.GetContext(ctx, &left, s.db.SQL(`

@@ -1,12 +1,14 @@
 package environment_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/database"
@@ -204,6 +206,74 @@ func TestTargetDeletedWhileItsCopyRuns(t *testing.T) {
 		}
 		s.nothingRefused()
 	})
+}
+
+// An event that waited for a copy must not run without it because the deletion
+// has cancelled that, and yet waits for another.
+func TestDeletionThatHasBegunSupersedesWhatWaitedForACopy(t *testing.T) {
+	t.Parallel()
+	for of, upload := range map[string]func(*scene) events.Event{
+		"of the media": func(s *scene) events.Event { return s.Upload("m1", "new.txt", "newer") },
+		"of the name":  func(s *scene) events.Event { return s.Upload("m3", "a.txt", "another") },
+	} {
+		t.Run(of, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, func(t *testing.T, db *database.DB) {
+				s := newScene(t, db)
+				dev := s.prod.In("dev")
+				s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+				s.Work()
+				want := s.prod.Contents()
+				// Another worker has m1's copy, and dies before that is recorded.
+				s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "a.txt", Times: 1, Before: func(context.Context, awslocal.Call) {
+					if _, err := db.Exec(db.SQL(`UPDATE {copy_items} SET lease_token = lease_token + 1,
+						leased_until = {now} + 3600000000 WHERE media_id = 'm1'`)); err != nil {
+						t.Error(err)
+					}
+				}})
+				hang := s.AWS.Inject(hanging(awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "b.txt"}))
+				s.Start()
+				ids := s.publish(at{dev, created("dev", "")}, at{dev, upload(s)})
+				s.Await("the copies", func() bool { return hang.Hits() > 0 && s.effects("s3:CopyObject", directory("dev")+"a.txt") == 1 })
+				s.Await("an event that waits", func() bool { return s.startAgain(ids[1], "{now} + 3600000000") })
+
+				ids = append(ids, dev.Publish(deleted()))
+				s.exec(`UPDATE {copy_items} SET leased_until = 0, next_attempt_at = {now} + 3600000000 WHERE media_id = 'm1'`)
+				s.Await("the deletion having begun", func() bool {
+					var state string
+					s.get(&state, `SELECT state FROM {copy_items} WHERE media_id = 'm1'`)
+					return state == "cancelled"
+				})
+				s.startAgain(ids[1], "0")
+				s.Await("another attempt of the event", func() bool {
+					var over bool
+					s.get(&over, `SELECT coalesce(next_attempt_at, 0) > 0 OR finished_at IS NOT NULL FROM {outbox}
+						WHERE CAST(event_id AS text) = ?`, ids[1])
+					return over
+				})
+				hang.Remove()
+				s.ends(ids, "completed done", "completed superseded", "completed done")
+				s.holds(want)
+				s.nothingRefused()
+			})
+		})
+	}
+}
+
+// startAgain changes when an event that waits for its next attempt has it. It
+// tells whether it does.
+func (s *scene) startAgain(id, at string) bool {
+	s.t.Helper()
+	result, err := s.DB.ExecContext(s.t.Context(), s.DB.SQL(`UPDATE {outbox} SET next_attempt_at = `+at+`
+		WHERE CAST(event_id AS text) = ? AND next_attempt_at IS NOT NULL`), id)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	n, err := result.RowsAffected()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n > 0
 }
 
 func TestSourceDeletedWhileCopiesFromItAreOwed(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/integration"
@@ -322,6 +323,29 @@ func TestItemThatAnotherWorkerTookOverIsItsToRecord(t *testing.T) {
 		}
 		s.nothingRefused()
 	})
+}
+
+// It would else arrive when the media may have been renamed or deleted, and
+// leave an object that nobody knows of.
+func TestCopyThatWasCutOffHasTimeToArrive(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, dbtest.SQLite(t))
+	s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+	s.Work()
+	hang := s.AWS.Inject(hanging(copiesTo("dev")))
+	stop := s.Start()
+	s.prod.In("dev").Publish(created("dev", ""))
+	s.Await("the copy", func() bool { return hang.Hits() > 0 })
+	var before, left int64
+	s.get(&before, `SELECT {now}`)
+	stop() // when its grace period is over
+	s.get(&left, `SELECT coalesce(max(leased_until), 0) - ? FROM {copy_items} WHERE state = 'owed'`, before)
+	if left < bucket.LateWrites.Microseconds() {
+		t.Errorf("it may be made again %d µs after the shutdown began", left)
+	}
+	hang.Remove()
+	s.Work()
+	s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "a.txt": "one"})
 }
 
 func TestSeveralWorkersShareACopy(t *testing.T) {

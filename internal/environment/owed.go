@@ -48,6 +48,9 @@ const owingColumns = itemColumns + `,
 // is waited for. It looks again after each: a copy into the environment may be
 // what copies from it have waited for.
 func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []string) error {
+	if err := s.awaitDeletion(ctx, d.Event, names); err != nil {
+		return err
+	}
 	for again := true; again; {
 		again = false
 		items, err := s.owing(ctx, d.Event, names)
@@ -73,15 +76,42 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 	return nil
 }
 
-// owing looks up what comes before the event. Of its own media, that is all
-// that is owed from here, also where the event was published earlier but came
-// too late for the snapshot: the object would be gone.
-func (s *Store) owing(ctx context.Context, e *outbox.Event, names []string) ([]owing, error) {
+// awaitDeletion makes an event wait that needs an object which a later deletion
+// of its environment has kept from being copied: that will supersede it.
+func (s *Store) awaitDeletion(ctx context.Context, e *outbox.Event, names []string) error {
+	encoded, err := nameRows(names)
+	if err != nil {
+		return err
+	}
+	var lacks bool
+	if err := s.db.GetContext(ctx, &lacks, s.db.SQL(`
+		SELECT CASE WHEN EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id IS NULL
+			AND type = '`+events.EnvironmentDeletedType+`' AND sequence > ? AND state IN ('available', 'running', 'retryable'))
+		THEN EXISTS (SELECT 1 FROM {copies} c JOIN {copy_items} i ON i.copy_sequence = c.sequence
+			WHERE c.target_lane = ? AND c.sequence < ? AND i.state = 'cancelled'
+			AND (i.media_id = ? OR i.file_name IN (SELECT name FROM {rows v(name text)})))
+		ELSE false END`), e.LaneID, e.Sequence, e.LaneID, e.Sequence, e.Media(), encoded); err != nil {
+		return wrap("look for a deletion that has begun", err)
+	}
+	if lacks {
+		return &outbox.Wait{For: lookLater, Reason: "the environment is about to be deleted"}
+	}
+	return nil
+}
+
+func nameRows(names []string) (string, error) {
 	list := make([]map[string]string, len(names))
 	for i, name := range names {
 		list[i] = map[string]string{"name": name}
 	}
-	encoded, err := rows(list)
+	return rows(list)
+}
+
+// owing looks up what comes before the event. Of its own media, that is all
+// that is owed from here, also where the event was published earlier but came
+// too late for the snapshot: the object would be gone.
+func (s *Store) owing(ctx context.Context, e *outbox.Event, names []string) ([]owing, error) {
+	encoded, err := nameRows(names)
 	if err != nil {
 		return nil, err
 	}

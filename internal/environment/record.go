@@ -2,6 +2,7 @@ package environment
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -43,7 +44,7 @@ func (s *Store) recordFailure(ctx context.Context, it *item, f *failure.Error, f
 		}
 		switch {
 		case f.Class == failure.Interrupted:
-			return s.putOff(ctx, tx, it, nil, 0)
+			return s.giveBack(ctx, tx, it, f)
 		case f.Code == failure.SourceChanged:
 			return s.recordSourceChanged(ctx, tx, it, f, first)
 		case f.Class == failure.Integration:
@@ -133,6 +134,18 @@ func (it *item) readsElsewhere(targetPrefix, code string) bool {
 
 func (it *item) possibleWrite() ledger.PossibleWrite {
 	return ledger.PossibleWrite{LaneID: it.TargetLane, MediaID: it.MediaID, Key: it.key, Version: it.Version}
+}
+
+// giveBack lets others have an item whose copy was interrupted: at once or,
+// where a write was cancelled, when that can have no effect any more.
+func (s *Store) giveBack(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error) error {
+	if !errors.Is(f, bucket.ErrInDoubt) {
+		return s.putOff(ctx, tx, it, nil, 0)
+	}
+	_, err := tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copy_items} SET leased_until = {now} + ? WHERE copy_sequence = ? AND media_id = ? AND lease_token = ?
+		AND state IN ('owed', 'waiting')`), bucket.LateWrites.Microseconds(), it.CopySequence, it.MediaID, it.Token)
+	return err
 }
 
 // putOff gives an item back, to be tried again after the delay. Without a

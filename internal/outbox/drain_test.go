@@ -38,6 +38,7 @@ func TestAnEventThatYieldsIsNotOvertaken(t *testing.T) {
 	each(t, func(w *world) {
 		for name, verdict := range map[string]outbox.Verdict{
 			"interrupted":                   verdictOf(failure.Interrupted, failure.Canceled, outbox.Yield, 0),
+			"interrupted while it wrote":    verdictOf(failure.Interrupted, failure.Canceled, outbox.Yield, time.Microsecond),
 			"deferred behind another media": {Kind: outbox.Defer, Behind: []string{"m:nobody"}},
 			"retried at once":               retryIn(0),
 			"deferred":                      {Kind: outbox.Defer},

@@ -123,6 +123,9 @@ func TestIdleMeansThatNothingRunsByItselfSoon(t *testing.T) {
 		{"retry that is due", false, func(w *world) { w.ending(retryIn(-time.Second)) }},
 		{"deferred", false, func(w *world) { w.ending(outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour}) }},
 		{"interrupted", false, func(w *world) { w.ending(outbox.Verdict{Kind: outbox.Yield, Failure: trouble}) }},
+		{"interrupted while it wrote", false, func(w *world) {
+			w.ending(outbox.Verdict{Kind: outbox.Yield, Failure: trouble, Delay: time.Hour})
+		}},
 		{"a snapshot is due", false, func(w *world) {
 			w.exec(`INSERT INTO {copies} (sequence, source_lane, target_lane, environment_service_id, state, created_at)
 				VALUES (1, 1, 2, 'dev', 'pending', 0)`)

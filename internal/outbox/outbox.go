@@ -111,8 +111,9 @@ const (
 	// Defer parks it until its delay has passed, or puts it behind what it
 	// now also shares; no attempt counts.
 	Defer
-	// Yield leaves it where it is: it was interrupted, or its integration was
-	// blocked. No attempt counts.
+	// Yield leaves it where it is, or parks it until its delay has passed where
+	// it has one: it was interrupted, or its integration was blocked. No attempt
+	// counts.
 	Yield
 )
 

@@ -126,10 +126,9 @@ func (s *Subscriber) settleSafely(ctx context.Context, batch []*result) (unsettl
 // finished takes a settled event out of its lane. The mutex is held.
 func (s *Subscriber) finished(r *result) {
 	l, st := r.lane, &r.settled
-	switch {
-	case st.Kind == Yield, st.Kind == Defer && len(st.Behind) > 0:
+	if st.stays() {
 		l.schedule.putBack(st.Event.Sequence)
-	default:
+	} else {
 		l.schedule.finish(st.Event.Sequence, !st.Ends())
 	}
 	l.doubtful = l.doubtful || !st.Ends()

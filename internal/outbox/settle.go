@@ -74,6 +74,12 @@ func (v *Verdict) blocks() bool {
 	return v.Kind == Yield && v.Failure != nil && v.Failure.Class == failure.Integration
 }
 
+// stays tells whether the event goes on standing in its lane as it did, to be
+// read again.
+func (s *Settlement) stays() bool {
+	return s.Kind == Yield && s.Delay == 0 || s.Kind == Defer && len(s.Behind) > 0
+}
+
 // plain is the usual end: a first attempt that succeeded. Its facts stand in
 // the event's own row.
 func (s *Settlement) plain() bool {
@@ -303,13 +309,12 @@ func newUpdate(st *Settlement) update {
 		u.Finished, u.Holding, u.Requeued = true, false, false
 	case Retry:
 		u.State, u.Attempts, u.Failures = Retryable, e.AttemptCount+1, e.FailureCount+1
-		u.Delay, u.Parked, u.Holding, u.Requeued = &delay, true, true, false
 	case Defer:
 		u.Recorded = e.RecordedCount
-		if len(st.Behind) == 0 {
-			u.Delay, u.Parked, u.Holding, u.Requeued = &delay, true, true, false
-		}
 	case Yield:
+	}
+	if !st.Ends() && !st.stays() {
+		u.Delay, u.Parked, u.Holding, u.Requeued = &delay, true, true, false
 	}
 	return u
 }
