@@ -113,7 +113,7 @@ func (s *Subscriber) giveBack(work context.Context) error {
 	now := time.Now()
 	s.mu.Lock()
 	keep := linger
-	if s.hurried && !s.behind && !s.busy() || len(s.lanes) > maxLanes-s.config.Concurrency ||
+	if s.hurried && !s.pacing.behind && !s.busy() || len(s.lanes) > maxLanes-s.config.Concurrency ||
 		s.free == 0 && now.Sub(s.otherSeen) < 10*linger {
 		keep = 0
 	}

@@ -32,7 +32,7 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	var done Assigned
 	var few bool
 	var err error
-	if announced && s.few {
+	if announced && s.pacing.few {
 		done.Taken, few, err = s.store.Peek(asking, look)
 	}
 	if !few && err == nil {
@@ -45,18 +45,6 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	}
 	return err
 }
-
-// writeMost bounds a look after one that mostly wrote what lanes have no room
-// for: others' events must not wait for that.
-const writeMost = 200
-
-// idleShare is how many times longer than it took, from its beginning, the look
-// is waited for that goes on putting events into lanes that don't need them yet.
-const idleShare = 10
-
-// hungryPause is how long a worker waits that has looked ahead to the end, and
-// has slots left that wait for what is published next.
-const hungryPause = 10 * time.Millisecond
 
 // looked takes what a look found, or nothing where it failed.
 func (s *Subscriber) looked(work context.Context, look Look, done Assigned, began time.Time, succeeded bool) {
@@ -79,28 +67,7 @@ func (s *Subscriber) looked(work context.Context, look Look, done Assigned, bega
 	if len(done.Written) > 0 || len(done.Claimed) > 0 {
 		s.fetchSoon()
 	}
-	took := time.Since(began)
-	if look.Ahead {
-		s.behind, s.few, s.atEnd = true, false, done.AtEnd
-		s.newsOn = began.Add(2 * took)
-		switch {
-		case !look.Hungry:
-			s.lookOn = began.Add(max(s.flow.pause(), passShare*took))
-		case done.More:
-			s.lookOn = began
-		default:
-			s.lookOn = began.Add(max(hungryPause, 2*took))
-		}
-		if done.More {
-			s.lookSoon()
-		}
-		return
-	}
-	s.behind, s.left, s.writing = done.More, done.Left, len(done.Written) > len(done.Taken)
-	if idle := done.Held + s.idle(done.Written); 2*idle > len(done.Written)+len(done.Taken) {
-		s.assignOn = began.Add(idleShare * took)
-	}
-	s.few = !done.More && len(done.Taken)+len(done.Written)+done.Left < peekMost
+	s.pacing.looked(look, done, done.Held+s.idle(done.Written), began, time.Now())
 	if done.More {
 		s.lookSoon()
 	}
@@ -118,51 +85,22 @@ func (s *Subscriber) idle(written []int64) int {
 	return n
 }
 
-// look says what to look for now. While the worker has as much as it can start
-// soon, it looks ahead now and then all the same: what one customer publishes
-// must not hide what another does.
+// look says what to look for now, if anything.
 func (s *Subscriber) look(now time.Time) (Look, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	budget := max(4*s.config.Concurrency, s.flow.recently(now)) // more would be written after all (writeSlow)
-	room := budget - s.pending()
-	look := Look{
-		Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried,
-		Ahead: room < budget/4 || now.Before(s.assignOn), Enough: s.enough, Hungry: s.offered() < s.free,
-	}
-	if next := s.nextLook(room >= budget/4); look.Ahead && now.Before(next) {
-		s.behind = true
-		s.lookLater(next.Sub(now))
+	plan, early := s.pacing.plan(now, s.pending())
+	if early > 0 {
+		s.lookLater(early)
 		return Look{}, false
 	}
-	s.news = false
 	for _, l := range s.lanes {
 		l.doubtful = false
 	}
-	if look.Ahead {
-		room = 4 * s.config.Concurrency
-		look.Most = room
-	} else {
-		look.Most = min(room, assignBatch) + min(s.left, 4*assignBatch)
-	}
-	if s.writing {
-		look.Most = min(look.Most, writeMost)
-	}
-	look.Take = s.taker(room)
-	return look, true
-}
-
-// nextLook is when to look ahead, or otherwise where there is room. What is
-// announced is looked for sooner where that is all there is. The mutex is held.
-func (s *Subscriber) nextLook(room bool) time.Time {
-	next := s.lookOn
-	if s.atEnd && s.news && s.newsOn.Before(next) {
-		next = s.newsOn
-	}
-	if room && s.assignOn.Before(next) {
-		next = s.assignOn
-	}
-	return next
+	return Look{
+		Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried, Most: plan.most, Take: s.taker(plan.room),
+		Ahead: plan.ahead, Enough: s.enough, Hungry: s.offered() < s.free,
+	}, true
 }
 
 // enough tells of an environment that enough of its events are in memory, for
@@ -317,34 +255,9 @@ func (s *Subscriber) writeSlow(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// flow measures how fast events end.
-type flow struct {
-	since   time.Time
-	n, rate int
-}
-
-// flowWindow is over which time events are counted.
-const flowWindow = time.Second / 10
-
-// recently is how many events ended in the last full window.
-func (f *flow) recently(now time.Time) int {
-	if passed := now.Sub(f.since); passed >= flowWindow {
-		f.rate = int(int64(f.n) * int64(flowWindow) / int64(passed))
-		f.since, f.n = now, 0
-	}
-	return max(f.rate, f.n)
-}
-
 // recently is how many events ended in the last tenth of a second.
 func (s *Subscriber) recently() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.flow.recently(time.Now())
-}
-
-// pause is how long a worker that has enough to do waits before it looks for
-// more: the longer the faster its events end, since then looking costs them
-// time, and they make room soon.
-func (f *flow) pause() time.Duration {
-	return flowWindow/2 + time.Duration(f.rate)*time.Second/8000
+	return s.pacing.flow.recently(time.Now())
 }

@@ -65,7 +65,7 @@ func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
 		s.finished(r)
 	}
 	s.dispatch()
-	if s.behind {
+	if s.pacing.behind {
 		s.lookSoon()
 	}
 	if s.wantsFetch(batch) {
@@ -76,7 +76,7 @@ func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
 // wantsFetch tells whether the fetch loop has something to do at once in lanes
 // of settled events: to read on, or to give them back. The mutex is held.
 func (s *Subscriber) wantsFetch(batch []*result) bool {
-	if s.hurried && !s.behind && s.unsettled == 0 {
+	if s.hurried && !s.pacing.behind && s.unsettled == 0 {
 		return true
 	}
 	return slices.ContainsFunc(batch, func(r *result) bool {
@@ -137,7 +137,7 @@ func (s *Subscriber) finished(r *result) {
 	}
 	s.unsettled--
 	if st.Ends() {
-		s.flow.n++
+		s.pacing.flow.n++
 	}
 	if st.Kind == Complete && st.Event.Type == events.EnvironmentDeletedType && st.Outcome != Superseded {
 		if lowest := l.schedule.lowest(); lowest > 0 {

@@ -88,22 +88,12 @@ type Subscriber struct {
 	draining           bool
 	// hurried: lanes are given back as soon as there is nothing to do.
 	hurried bool
-	// behind: there may be events to assign that there was no room for.
-	behind bool
-	// few: the last look found but a few events. Only the assign loop uses it.
-	few bool
-	// left is how many events the last look left for other workers; writing: it
-	// wrote more than it took.
-	left    int
-	writing bool
-	// lookOn is when to look ahead, newsOn when to do so for events that were
-	// announced (news), where the last one came to the end (atEnd). assignOn is
-	// when to put further events into lanes that don't need them yet, writeOn
-	// when to write those that take long.
-	lookOn, newsOn, assignOn, writeOn time.Time
-	atEnd, news                       bool
-	later                             *time.Timer // until the next look
-	flow                              flow
+	// pacing says when to look for new events, and later makes the next look
+	// come then.
+	pacing pacing
+	later  *time.Timer
+	// writeOn is when to write those that take long.
+	writeOn time.Time
 	// otherSeen is when another worker was last met.
 	otherSeen time.Time
 	inFlight  sync.WaitGroup
@@ -140,6 +130,7 @@ func NewSubscriber(store *Store, config Config) (*Subscriber, error) {
 		lanes:     make(map[int64]*lane),
 		paces:     make(map[int64]*pace),
 		free:      config.Concurrency,
+		pacing:    pacing{concurrency: config.Concurrency},
 	}
 	for _, topic := range events.Types() {
 		s.topics[topic] = make(chan *message.Message)
@@ -169,7 +160,7 @@ func (s *Subscriber) Close() error {
 // Wake makes the subscriber look for new events now.
 func (s *Subscriber) Wake() {
 	s.mu.Lock()
-	s.news = true
+	s.pacing.news = true
 	s.mu.Unlock()
 	s.lookSoon()
 }

@@ -1,0 +1,141 @@
+package outbox
+
+import "time"
+
+// pacing decides when a worker looks for new events, and how. While it has room
+// for more, its looks are ordinary ones, which begin with what was published
+// first. While it has enough, or what comes first is of no use to it yet, it
+// looks ahead now and then (see pass): what one customer publishes must not hide
+// what another does.
+//
+// It is told the time, and is not safe for concurrent use.
+type pacing struct {
+	concurrency int
+	flow        flow
+
+	// behind: there may be events to assign that there was no room for.
+	behind bool
+	// few: the last look found but a few events. Only the loop that looks uses it.
+	few bool
+	// left is how many events the last ordinary look left for other workers;
+	// writing: it wrote more than it took.
+	left    int
+	writing bool
+
+	// ahead is when the next look ahead is due, and announced when one is for
+	// events that were announced (news), where the last one came to the end.
+	ahead, announced time.Time
+	atEnd, news      bool
+	// filling is when the next ordinary look is due, where the last one put
+	// events into lanes that don't need them yet.
+	filling time.Time
+}
+
+const (
+	// writeMost bounds a look after one that mostly wrote what lanes have no room
+	// for: others' events must not wait for that.
+	writeMost = 200
+	// idleShare is how many times longer than it took, from its beginning, the
+	// look is waited for that goes on putting events into lanes that don't need
+	// them yet.
+	idleShare = 10
+	// hungryPause is how long a worker waits that has looked ahead to the end, and
+	// has slots left that wait for what is published next.
+	hungryPause = 10 * time.Millisecond
+)
+
+// plan is the kind of a look, for how many events it has room, and how many it
+// finds at most.
+type plan struct {
+	ahead      bool
+	room, most int
+}
+
+// plan tells what look is due, or how long to wait for one, with that many
+// events in memory that wait for a slot.
+func (p *pacing) plan(now time.Time, pending int) (plan, time.Duration) {
+	budget := max(4*p.concurrency, p.flow.recently(now)) // more would be written after all (writeSlow)
+	room := budget - pending
+	full := room < budget/4
+	if full || now.Before(p.filling) {
+		if due := p.next(full); now.Before(due) {
+			p.behind = true
+			return plan{}, due.Sub(now)
+		}
+		p.news = false
+		room = 4 * p.concurrency
+		return plan{ahead: true, room: room, most: p.bounded(room)}, 0
+	}
+	p.news = false
+	return plan{room: room, most: p.bounded(min(room, assignBatch) + min(p.left, 4*assignBatch))}, 0
+}
+
+// next is when to look ahead, or otherwise where there is room. What is
+// announced is looked for sooner where that is all there is.
+func (p *pacing) next(full bool) time.Time {
+	due := p.ahead
+	if p.atEnd && p.news && p.announced.Before(due) {
+		due = p.announced
+	}
+	if !full && p.filling.Before(due) {
+		due = p.filling
+	}
+	return due
+}
+
+func (p *pacing) bounded(most int) int {
+	if p.writing {
+		return min(most, writeMost)
+	}
+	return most
+}
+
+// looked notes a look that succeeded. idle counts the events that it wrote
+// which their lanes don't need yet.
+func (p *pacing) looked(look Look, done Assigned, idle int, began, ended time.Time) {
+	took := ended.Sub(began)
+	if look.Ahead {
+		p.behind, p.few, p.atEnd = true, false, done.AtEnd
+		p.announced = began.Add(2 * took)
+		switch {
+		case !look.Hungry:
+			p.ahead = began.Add(max(p.flow.pause(), passShare*took))
+		case done.More:
+			p.ahead = began
+		default:
+			p.ahead = began.Add(max(hungryPause, 2*took))
+		}
+		return
+	}
+	written, taken := len(done.Written), len(done.Taken)
+	p.behind, p.left, p.writing = done.More, done.Left, written > taken
+	p.few = !done.More && taken+written+done.Left < peekMost
+	if 2*idle > written+taken {
+		p.filling = began.Add(idleShare * took)
+	}
+}
+
+// flow measures how fast events end.
+type flow struct {
+	since   time.Time
+	n, rate int
+}
+
+// flowWindow is over which time events are counted.
+const flowWindow = time.Second / 10
+
+// recently is how many events ended in the last full window.
+func (f *flow) recently(now time.Time) int {
+	if passed := now.Sub(f.since); passed >= flowWindow {
+		f.rate = int(int64(f.n) * int64(flowWindow) / int64(passed))
+		f.since, f.n = now, 0
+	}
+	return max(f.rate, f.n)
+}
+
+// pause is how long a worker that has enough to do waits before it looks for
+// more: the longer the faster its events end, since then looking costs them
+// time, and they make room soon.
+func (f *flow) pause() time.Duration {
+	return flowWindow/2 + time.Duration(f.rate)*time.Second/8000
+}

@@ -1,0 +1,104 @@
+package outbox
+
+import (
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// A worker's looks follow each other as its pacing says, whatever they find.
+func TestLooksAreAsOftenAsTheyMayBe(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		const concurrency = 64
+		p := pacing{concurrency: concurrency}
+		now := time.Unix(1_800_000_000, 0)
+		var last struct { // look ahead
+			Look
+			Assigned
+			began time.Time
+			took  time.Duration
+		}
+		var filled time.Time // when lanes may be filled on with what they don't need yet
+		for range rapid.IntRange(1, 200).Draw(t, "looks") {
+			pending := rapid.SampledFrom([]int{0, 3 * concurrency, 4 * concurrency, 5 * concurrency}).Draw(t, "pending")
+			full := pending > 3*concurrency
+			announced := rapid.Bool().Draw(t, "announced")
+			p.news = p.news || announced
+			news := p.news
+			plan, early := p.plan(now, pending)
+
+			due := now
+			ahead := full || now.Before(filled)
+			if ahead && last.Ahead {
+				switch {
+				case last.Hungry && last.More:
+					due = last.began
+				case last.Hungry:
+					due = last.began.Add(max(hungryPause, 2*last.took))
+				default:
+					due = last.began.Add(max(flowWindow/2, passShare*last.took)) // no event ends here
+				}
+				if soon := last.began.Add(2 * last.took); news && last.AtEnd && soon.Before(due) {
+					due = soon
+				}
+				if !full && filled.Before(due) {
+					due = filled
+				}
+			}
+			if want := max(due.Sub(now), 0); early != want {
+				t.Fatalf("the next look is due in %s, want %s", early, want)
+			}
+			if early > 0 {
+				if !p.behind {
+					t.Fatal("what is waited for would be forgotten")
+				}
+				now = now.Add(time.Duration(rapid.Int64Range(1, int64(early)).Draw(t, "passed")))
+				continue
+			}
+			if plan.ahead != ahead {
+				t.Fatalf("looks ahead: %t, with %d events in memory, %s before it goes on filling lanes", plan.ahead, pending, filled.Sub(now))
+			}
+			if plan.most < 1 || plan.room < 1 {
+				t.Fatalf("a look for nothing: %+v", plan)
+			}
+			if p.news {
+				t.Fatal("what was announced is looked for twice")
+			}
+
+			look := Look{Ahead: plan.ahead, Hungry: rapid.Bool().Draw(t, "hungry")}
+			done := Assigned{More: rapid.Bool().Draw(t, "more"), AtEnd: rapid.Bool().Draw(t, "at the end")}
+			began, took := now, time.Duration(rapid.Int64Range(1, int64(time.Second)).Draw(t, "took"))
+			idle := 0
+			if plan.ahead {
+				last.Look, last.Assigned, last.began, last.took = look, done, began, took
+			} else {
+				done.Written = make([]int64, rapid.IntRange(0, plan.most).Draw(t, "written"))
+				if idle = rapid.IntRange(0, len(done.Written)).Draw(t, "idle"); 2*idle > len(done.Written) {
+					filled = began.Add(idleShare * took)
+				}
+			}
+			now = now.Add(took)
+			p.looked(look, done, idle, began, now)
+		}
+	})
+}
+
+// A look after one that mostly wrote is short, since others wait for it.
+func TestALookAfterMuchWritingFindsLess(t *testing.T) {
+	t.Parallel()
+	p := pacing{concurrency: 1000}
+	now := time.Now()
+	if plan, _ := p.plan(now, 0); plan.most != assignBatch || plan.room != 4000 {
+		t.Errorf("at first: %+v", plan)
+	}
+	p.looked(Look{}, Assigned{Written: make([]int64, 2), Taken: make([]*Event, 1), Left: 50}, 0, now, now)
+	if plan, _ := p.plan(now, 0); plan.most != writeMost {
+		t.Errorf("after writing: %+v", plan)
+	}
+	p.looked(Look{}, Assigned{Written: make([]int64, 1), Taken: make([]*Event, 1), Left: 50}, 0, now, now)
+	if plan, _ := p.plan(now, 0); plan.most != assignBatch+50 {
+		t.Errorf("what is left for others hides what isn't: %+v", plan)
+	}
+}
