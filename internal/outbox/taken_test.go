@@ -131,6 +131,9 @@ func TestWhatFollowsEventsThatCanNotBeTakenWaitsForThem(t *testing.T) {
 	if _, err := tx.Exec(w.db.SQL(`SELECT 1 FROM {lanes} FOR NO KEY UPDATE`)); err != nil {
 		t.Fatal(err)
 	}
+	// Who waits for the lock gets it, and is found out, rather than waiting for ever.
+	unlock := time.AfterFunc(10*time.Second, func() { _ = tx.Rollback() })
+	defer unlock.Stop()
 	if got := w.take("w"); len(got.Taken) > 0 || len(w.assigned()) > 0 || !got.More {
 		t.Errorf("took %v and wrote %v, although the lane is locked", sequences(got.Taken), w.assigned())
 	}
