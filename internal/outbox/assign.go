@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -95,9 +96,8 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	if look.Ahead {
 		return s.assignAhead(ctx, look)
 	}
-	began := time.Now()
 	s.mu.Lock()
-	after, full := s.sweep.from(began)
+	after := s.sweep.passed
 	s.mu.Unlock()
 	b, err := s.assign(ctx, look, func(tx *sqlx.Tx, b *batch) error { return s.find(ctx, tx, b, after) })
 	if err != nil || b.done.Busy {
@@ -105,7 +105,7 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	passed, highest, complete := s.sweep.passed, b.highest, !b.done.More
+	highest, complete := b.highest, !b.done.More
 	if b.left > 0 {
 		// Whoever holds their lanes may give those back before looking.
 		highest, complete = min(highest, b.left-1), false
@@ -113,9 +113,6 @@ func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	s.sweep.looked(b.open, highest, complete)
 	if complete {
 		s.pass = nil // nothing is left that it walked over
-	}
-	if full {
-		s.sweep.fullLooked(passed, highest, !b.done.More, time.Now(), time.Since(began))
 	}
 	s.findAgain(b)
 	return b.done, nil
@@ -193,6 +190,33 @@ func (s *Store) refind(sequence int64) {
 	s.pass = nil
 }
 
+// FindLost makes the next look begin earlier where an event is unassigned that
+// looks have passed, and the worker doesn't carry. It tells whether there is one:
+// what a worker had taken that died while no other knew of it, or an event whose
+// sequence was given out of turn. It walks over what the database has not yet
+// cleaned up, and so takes the longer the more was published lately.
+func (s *Store) FindLost(ctx context.Context, carried func(after int64) []int64) (bool, error) {
+	s.mu.Lock()
+	passed := s.sweep.passed
+	s.mu.Unlock()
+	without, err := rows(carried(0))
+	if err != nil {
+		return false, err
+	}
+	var lost []int64
+	if err := s.db.SelectContext(ctx, &lost, s.db.SQL(`
+		SELECT sequence FROM {outbox} WHERE lane_id IS NULL AND sequence <= ? AND sequence NOT IN {ids}
+		ORDER BY sequence LIMIT 1`), passed, without); err != nil {
+		return false, fmt.Errorf("look for lost events: %w", err)
+	}
+	// One that a look was just bringing is carried by now.
+	if len(lost) == 0 || slices.Contains(carried(lost[0]-1), lost[0]) {
+		return false, nil
+	}
+	s.Refind(lost[0])
+	return true, nil
+}
+
 // batch is what one look found, and what becomes of it.
 type batch struct {
 	look    Look
@@ -259,6 +283,12 @@ func (s *Store) findForCopies(ctx context.Context, tx *sqlx.Tx, b *batch, among 
 	return s.selectFresh(ctx, tx, b, 0, last, assignBatch, nil, environmentRows(maps.Keys(b.copying)))
 }
 
+// unassigned selects events above one sequence, and up to another, given twice.
+// The second bound is spelled as a row's so that the planner doesn't take the two
+// for a narrow range: it would walk the primary key, over all that has ended,
+// where the index of what is unassigned has next to nothing.
+const unassigned = `lane_id IS NULL AND sequence > ? AND (sequence, sequence) <= (?, ?)`
+
 // freshColumns are what assigning an event must know of it.
 const freshColumns = `sequence, CAST(event_id AS text) AS event_id, type, service_id, environment_id, data, metadata, created_at`
 
@@ -273,7 +303,7 @@ func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, t
 	if err != nil {
 		return err
 	}
-	condition, args := ``, []any{after, to, without}
+	condition, args := ``, []any{after, to, to, without}
 	if of != nil {
 		encoded, err := rows(of)
 		if err != nil {
@@ -284,7 +314,7 @@ func (s *Store) selectFresh(ctx context.Context, tx *sqlx.Tx, b *batch, after, t
 	var fresh []*Event
 	if err := tx.SelectContext(ctx, &fresh, s.db.SQL(`
 		SELECT `+freshColumns+` FROM {outbox}
-		WHERE lane_id IS NULL AND sequence > ? AND sequence <= ? AND sequence NOT IN {ids}`+condition+`
+		WHERE `+unassigned+` AND sequence NOT IN {ids}`+condition+`
 		ORDER BY sequence LIMIT ?`), append(args, most)...); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
@@ -53,6 +54,61 @@ func TestLookingReadsNothingThatIsNotDue(t *testing.T) {
 
 			before := w.readRows()
 			if err := look(t.Context(), w.store); err != nil {
+				t.Fatal(err)
+			}
+			if read := w.readRows() - before; read > few {
+				t.Errorf("%d rows were read", read)
+			}
+		})
+	}
+}
+
+// However much has ended since autovacuum came by last.
+func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
+	t.Parallel()
+	const many, few = 20_000, 100
+	carried := func(int64) []int64 { return []int64{} }
+	for name, look := range map[string]func(w *world) error{
+		"a look": func(w *world) error {
+			w.store.Refind(0)
+			_, err := w.store.Assign(w.t.Context(), outbox.Look{Worker: "w", Lease: lease, Take: takeAll, Carried: carried})
+			return err
+		},
+		"a look ahead": func(w *world) error {
+			w.store.Refind(0)
+			_, err := w.store.Assign(w.t.Context(), outbox.Look{Worker: "w", Lease: lease, Take: takeAll, Carried: carried,
+				Ahead: true, Enough: func(_, _ string) bool { return false }})
+			return err
+		},
+		"an environment to copy": func(w *world) error {
+			w.publishIn("first", "new", events.EnvironmentCreated{EnvironmentServiceID: "new"})
+			_, err := w.store.Assign(w.t.Context(), outbox.Look{Worker: "w", Lease: lease, Take: takeAll, Carried: carried})
+			return err
+		},
+		"lost events": func(w *world) error {
+			_, err := w.store.FindLost(w.t.Context(), carried)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, dbtest.PostgreSQL(t))
+			w.db.SetMaxOpenConns(1) // whose statistics are the test's
+			w.publish("first", touch("a"))
+			w.assign()
+			w.exec(`ALTER TABLE {outbox} SET (autovacuum_enabled = false)`)
+			w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data)
+				SELECT gen_random_uuid(), 'MediaDeleted', 'first', '{}' FROM generate_series(1, CAST(? AS integer)) AS i`, many)
+			w.exec(`UPDATE {outbox} SET lane_id = 1, state = 'completed', outcome = 'done', finished_at = {now} WHERE lane_id IS NULL`)
+			w.exec(`ANALYZE {outbox}`)
+			for range 2 { // PostgreSQL notes in the index what it finds dead
+				w.publish("second", touch("a"))
+				if err := look(w); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := w.readRows()
+			if err := look(w); err != nil {
 				t.Fatal(err)
 			}
 			if read := w.readRows() - before; read > few {

@@ -1,15 +1,10 @@
 package outbox
 
-import "time"
-
 // AssignBatch bounds one look.
 const AssignBatch = assignBatch
 
 // WalkBy makes looks ahead walk over so many events at a time.
 func (s *Store) WalkBy(stretch int) { s.stretch = stretch }
-
-// WithoutFullLooks makes no look begin at the first unassigned event for its own sake.
-func (s *Store) WithoutFullLooks() { s.sweep.fullAt = time.Now().Add(time.Hour) }
 
 // KnowsHeld tells whether the worker has read that a lane is held.
 func (s *Subscriber) KnowsHeld(laneID int64) bool {

@@ -13,6 +13,32 @@ func (s *Subscriber) assignLoop(ctx, work context.Context) {
 	})
 }
 
+// lostEvery is how often lost events are looked for, and lostShare how many times
+// longer than it took it is waited for at least.
+const (
+	lostEvery = time.Second
+	lostShare = 50
+)
+
+// findLostLoop looks for lost events, beside the looks for new ones, which must
+// not wait for it.
+func (s *Subscriber) findLostLoop(ctx context.Context) {
+	for pause := lostEvery; ; {
+		if wait(ctx, pause); ctx.Err() != nil {
+			return
+		}
+		began := time.Now()
+		found, err := s.store.FindLost(ctx, s.carried)
+		if err != nil && ctx.Err() == nil {
+			s.config.Logger.Error("lost events can't be looked for: trying again", "error", err)
+		}
+		if found {
+			s.lookSoon()
+		}
+		pause = max(lostEvery, lostShare*time.Since(began))
+	}
+}
+
 // assignerBusy is how long a worker waits for another one's look to end.
 const assignerBusy = 2 * time.Millisecond
 

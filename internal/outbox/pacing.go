@@ -18,9 +18,9 @@ type pacing struct {
 	// few: the last look found but a few events. Only the loop that looks uses it.
 	few bool
 	// left is how many events the last ordinary look left for other workers;
-	// writing: it wrote more than it took.
-	left    int
-	writing bool
+	// writing: it wrote more than it took; idle: mostly what lanes don't need yet.
+	left          int
+	writing, idle bool
 
 	// ahead is when the next look ahead is due, and announced when one is for
 	// events that were announced (news), where the last one came to the end.
@@ -33,8 +33,10 @@ type pacing struct {
 
 const (
 	// writeMost bounds a look after one that mostly wrote what lanes have no room
-	// for: others' events must not wait for that.
+	// for, and idleMost where they don't need it yet: others' events must not wait
+	// for that.
 	writeMost = 200
+	idleMost  = 64
 	// idleShare is how many times longer than it took, from its beginning, the
 	// look is waited for that goes on putting events into lanes that don't need
 	// them yet.
@@ -67,7 +69,11 @@ func (p *pacing) plan(now time.Time, pending int) (plan, time.Duration) {
 		return plan{ahead: true, room: room, most: p.bounded(room)}, 0
 	}
 	p.news = false
-	return plan{room: room, most: p.bounded(min(room, assignBatch) + min(p.left, 4*assignBatch))}, 0
+	most := p.bounded(min(room, assignBatch) + min(p.left, 4*assignBatch))
+	if p.idle {
+		most = min(most, idleMost)
+	}
+	return plan{room: room, most: most}, 0
 }
 
 // next is when to look ahead, or otherwise where there is room. What is
@@ -110,7 +116,7 @@ func (p *pacing) looked(look Look, done Assigned, idle int, began, ended time.Ti
 	written, taken := len(done.Written), len(done.Taken)
 	p.behind, p.left, p.writing = done.More, done.Left, written > taken
 	p.few = !done.More && taken+written+done.Left < peekMost
-	if 2*idle > written+taken {
+	if p.idle = 2*idle > written+taken; p.idle {
 		p.filling = began.Add(idleShare * took)
 	}
 }

@@ -97,6 +97,10 @@ func TestALookAfterMuchWritingFindsLess(t *testing.T) {
 	if plan, _ := p.plan(now, 0); plan.most != writeMost {
 		t.Errorf("after writing: %+v", plan)
 	}
+	p.looked(Look{}, Assigned{Written: make([]int64, 2), Left: 50}, 2, now, now)
+	if plan, _ := p.plan(now, 0); plan.most != idleMost {
+		t.Errorf("after writing what isn't needed: %+v", plan)
+	}
 	p.looked(Look{}, Assigned{Written: make([]int64, 1), Taken: make([]*Event, 1), Left: 50}, 0, now, now)
 	if plan, _ := p.plan(now, 0); plan.most != assignBatch+50 {
 		t.Errorf("what is left for others hides what isn't: %+v", plan)

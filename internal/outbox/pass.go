@@ -224,12 +224,12 @@ func (s *Store) findAhead(ctx context.Context, tx *sqlx.Tx, b *batch, next stret
 	}
 	if err := tx.SelectContext(ctx, &walked, s.db.SQL(`
 		WITH walked AS MATERIALIZED (SELECT sequence, service_id, environment_id, type FROM {outbox}
-			WHERE lane_id IS NULL AND sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?)
+			WHERE `+unassigned+` ORDER BY sequence LIMIT ?)
 		SELECT DISTINCT service_id, environment_id, 'environment' AS row_of, 0 AS count, 0 AS sequence FROM walked
 			WHERE sequence NOT IN {ids} AND (service_id, environment_id) `+in+environmentList+`
 		UNION ALL SELECT '', '', 'created', 0, sequence FROM walked WHERE type = '`+events.EnvironmentCreatedType+`'
 		UNION ALL SELECT '', '', 'all', count(*), coalesce(max(sequence), 0) FROM walked`),
-		next.after, next.to, next.most, without, list); err != nil {
+		next.after, next.to, next.to, next.most, without, list); err != nil {
 		return err
 	}
 	wanted := make(map[environment]bool)

@@ -105,7 +105,6 @@ func TestASnapshotIsFoundBehindMoreThanABatch(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			each(t, func(w *world) {
-				w.store.WithoutFullLooks()
 				before := w.publishMany("s", outbox.AssignBatch+100)
 				created := w.publishIn("s", "new", events.EnvironmentCreated{EnvironmentServiceID: "new"})[0]
 				w.publish("s", touch("b"))
@@ -395,7 +394,6 @@ func TestWhatIsLetGoDuringALookIsFoundByTheNext(t *testing.T) {
 		for range 3 { // until all transactions are known to have ended
 			w.take("w", taken...)
 		}
-		w.store.WithoutFullLooks()
 		look := func(carried func(int64) []int64) []int64 {
 			done, err := w.store.Assign(w.t.Context(), outbox.Look{Worker: "w", Lease: lease, Take: takeAll, Carried: carried})
 			if err != nil {

@@ -205,6 +205,7 @@ func (s *Subscriber) Run(ctx context.Context) error {
 	renewing.Go(func() { s.renewLoop(work) })
 	fetching.Go(func() { s.fetchLoop(ctx, work) })
 	fetching.Go(func() { s.assignLoop(ctx, work) })
+	fetching.Go(func() { s.findLostLoop(ctx) })
 
 	<-ctx.Done()
 	s.mu.Lock()

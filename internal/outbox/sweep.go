@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -24,9 +23,6 @@ type sweep struct {
 	// closed: no event at or below is still to become visible.
 	closed int64
 	marks  []mark
-	// fullAt is when the next full look begins, or goes on above fullFrom.
-	fullAt   time.Time
-	fullFrom int64
 }
 
 // mark is a sequence that was seen, and the transactions that wrote to the
@@ -35,32 +31,6 @@ type mark struct {
 	sequence int64
 	open     []string
 	fresh    bool // open is not known yet
-}
-
-// fullEvery is how often a look begins at the first unassigned event all the
-// same, and fullShare how many times longer than the last such look at least:
-// it finds what a worker that died had taken, and sequences that were given
-// out of turn.
-const (
-	fullEvery = time.Second
-	fullShare = 20
-)
-
-// from tells above which sequence to look, and whether that is a full look.
-func (w *sweep) from(now time.Time) (sequence int64, full bool) {
-	if !now.Before(w.fullAt) {
-		return w.fullFrom, true
-	}
-	return w.passed, false
-}
-
-// fullLooked notes that a full look found all that is visible up to the highest
-// sequence; further ones go on from there, until they meet those that are not.
-func (w *sweep) fullLooked(passed, highest int64, complete bool, now time.Time, took time.Duration) {
-	w.fullFrom = highest
-	if complete || highest >= passed {
-		w.fullFrom, w.fullAt = 0, now.Add(max(fullEvery, fullShare*took))
-	}
 }
 
 // looked notes a look that began while those transactions were open, and found
@@ -113,7 +83,7 @@ func (w *sweep) merge() {
 
 // back makes the next look find an event again that was found and let go.
 func (w *sweep) back(sequence int64) {
-	w.passed, w.fullFrom = min(w.passed, sequence-1), min(w.fullFrom, sequence-1)
+	w.passed = min(w.passed, sequence-1)
 	w.closed, w.marks = 0, nil
 }
 

@@ -222,6 +222,63 @@ func TestTheEventsBeforeASnapshotAreInTheirLane(t *testing.T) {
 }
 
 // Until a taken event is written, nobody can tell of which media it is.
+// Nobody has an event any more that looks have passed: they find it once it is
+// known to be lost.
+func TestALostEventIsFoundAgain(t *testing.T) {
+	each(t, func(w *world) {
+		carrying := func(list ...int64) func(int64) []int64 {
+			return func(after int64) []int64 {
+				return slices.DeleteFunc(append([]int64{}, list...), func(sequence int64) bool { return sequence <= after })
+			}
+		}
+		look := func(carried ...int64) {
+			w.t.Helper()
+			if _, err := w.store.Assign(w.t.Context(), outbox.Look{Worker: "w", Lease: lease, Carried: carrying(carried...)}); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+		first := w.publish("s", touch("a"))[0]
+		w.take("w")
+		next := w.publish("t", touch("a"))[0]
+		for range 3 { // what is open during one look is known by the next
+			look(first)
+		}
+		if lost, err := w.store.FindLost(w.t.Context(), carrying(first)); lost || err != nil {
+			w.t.Errorf("what is carried is lost: %t, %v", lost, err)
+		}
+		if look(); !slices.Equal(w.assigned(), []int64{next}) {
+			w.t.Errorf("a look found %v before it was known to be lost", w.assigned())
+		}
+		if lost, err := w.store.FindLost(w.t.Context(), carrying()); !lost || err != nil {
+			w.t.Errorf("a lost event wasn't found: %t, %v", lost, err)
+		}
+		if look(); !slices.Equal(w.assigned(), []int64{first, next}) {
+			w.t.Errorf("assigned: %v", w.assigned())
+		}
+		if lost, err := w.store.FindLost(w.t.Context(), carrying()); lost || err != nil {
+			w.t.Errorf("still lost: %t, %v", lost, err)
+		}
+	})
+}
+
+func TestAWorkerFindsWhatIsLost(t *testing.T) {
+	each(t, func(w *world) {
+		h := newHands()
+		start(w.t, w.store, configured("w"), h.handle)
+		list := w.publish("s", touch("a"), touch("b"))
+		for _, sequence := range list {
+			w.await("it runs", func() bool { return slices.Contains(h.running(), sequence) })
+			h.end(sequence, done)
+		}
+		w.await("both end", func() bool { return w.finished() == 2 })
+		w.exec(`UPDATE {outbox} SET lane_id = NULL, media_id = NULL, state = 'available', outcome = NULL, finished_at = NULL
+			WHERE sequence = ?`, list[0])
+		w.await("it runs again", func() bool { return h.runs(list[0]) })
+		h.end(list[0], done)
+		w.await("it ends", func() bool { return w.finished() == 2 })
+	})
+}
+
 func TestATakenEventCountsAsUnfinishedForEveryMediaOfItsEnvironment(t *testing.T) {
 	each(t, func(w *world) {
 		first := w.publish("s", touch("a"))[0]
@@ -238,7 +295,7 @@ func TestATakenEventCountsAsUnfinishedForEveryMediaOfItsEnvironment(t *testing.T
 func TestALateEventIsFoundWithWhatWasPublishedAfterIt(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, dbtest.PostgreSQL(t))
-	w.assign() // a full look; the others begin where the last ones got to
+	w.assign() // the others begin where the last one got to
 	late, err := w.db.BeginTxx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
