@@ -4,7 +4,6 @@ import (
 	"context"
 	"testing"
 
-	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
@@ -80,11 +79,6 @@ func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 				Ahead: true, Enough: func(_, _ string) bool { return false }})
 			return err
 		},
-		"an environment to copy": func(w *world) error {
-			w.publishIn("first", "new", events.EnvironmentCreated{EnvironmentServiceID: "new"})
-			_, err := w.store.Assign(w.t.Context(), outbox.Look{Worker: "w", Lease: lease, Take: takeAll, Carried: carried})
-			return err
-		},
 		"lost events": func(w *world) error {
 			_, err := w.store.FindLost(w.t.Context(), carried)
 			return err
@@ -99,21 +93,23 @@ func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 			w.exec(`ALTER TABLE {outbox} SET (autovacuum_enabled = false)`)
 			w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data)
 				SELECT gen_random_uuid(), 'MediaDeleted', 'first', '{}' FROM generate_series(1, CAST(? AS integer)) AS i`, many)
-			w.exec(`UPDATE {outbox} SET lane_id = 1, state = 'completed', outcome = 'done', finished_at = {now} WHERE lane_id IS NULL`)
+			w.exec(`UPDATE {outbox} SET lane_id = 1, state = 'completed', outcome = 'done', finished_at = {now}
+				WHERE lane_id IS NULL AND sequence < CAST(? AS bigint)`, many-10)
 			w.exec(`ANALYZE {outbox}`)
-			for range 2 { // PostgreSQL notes in the index what it finds dead
-				w.publish("second", touch("a"))
+			w.publish("second", touch("a"))
+			// The first looks after that note in the index what they find dead, once
+			// nobody may see it any more.
+			var read int64
+			for range 300 {
+				before := w.readRows()
 				if err := look(w); err != nil {
 					t.Fatal(err)
 				}
+				if read = w.readRows() - before; read <= few {
+					return
+				}
 			}
-			before := w.readRows()
-			if err := look(w); err != nil {
-				t.Fatal(err)
-			}
-			if read := w.readRows() - before; read > few {
-				t.Errorf("%d rows were read", read)
-			}
+			t.Errorf("%d rows were read", read)
 		})
 	}
 }

@@ -60,6 +60,7 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	var err error
 	if announced && s.pacing.few {
 		done.Taken, few, err = s.store.Peek(asking, look)
+		done.AtEnd = few
 	}
 	if !few && err == nil {
 		done, err = s.store.Assign(asking, look)

@@ -36,7 +36,7 @@ const (
 	// for, and idleMost where they don't need it yet: others' events must not wait
 	// for that.
 	writeMost = 200
-	idleMost  = 64
+	idleMost  = 32
 	// idleShare is how many times longer than it took, from its beginning, the
 	// look is waited for that goes on putting events into lanes that don't need
 	// them yet.
@@ -101,7 +101,8 @@ func (p *pacing) bounded(most int) int {
 func (p *pacing) looked(look Look, done Assigned, idle int, began, ended time.Time) {
 	took := ended.Sub(began)
 	if look.Ahead {
-		p.behind, p.few, p.atEnd = true, false, done.AtEnd
+		p.behind, p.atEnd = true, done.AtEnd
+		p.few = done.AtEnd && !done.More && len(done.Taken)+len(done.Written) < peekMost
 		p.announced = began.Add(2 * took)
 		switch {
 		case !look.Hungry:

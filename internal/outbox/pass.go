@@ -63,20 +63,28 @@ const (
 // goesBack tells whether this look is one of a way back. It begins one where
 // environments are hidden of which the worker could do more.
 func (p *pass) goesBack(now time.Time, look Look) bool {
-	due := look.Hungry || p.complete && now.Sub(p.wentBack) >= p.backPause()
-	if p.back == nil && due {
-		back := &wayBack{passed: p.walk.passed, of: make(map[environment]bool)}
-		for env, after := range p.hidden {
-			if !look.Enough(env.serviceID, env.environmentID) {
-				back.of[env], back.passed = true, min(back.passed, after)
-			}
-		}
-		if len(back.of) > 0 {
-			p.back = back
-		}
+	if p.back == nil {
+		p.back = p.wayBack(now, look)
 	}
 	p.backed = p.back != nil && !p.backed
 	return p.backed
+}
+
+// wayBack is one that is due, or nil.
+func (p *pass) wayBack(now time.Time, look Look) *wayBack {
+	if !look.Hungry && (!p.complete || now.Sub(p.wentBack) < p.backPause()) {
+		return nil
+	}
+	back := &wayBack{passed: p.walk.passed, of: make(map[environment]bool)}
+	for env, after := range p.hidden {
+		if !look.Enough(env.serviceID, env.environmentID) {
+			back.of[env], back.passed = true, min(back.passed, after)
+		}
+	}
+	if len(back.of) == 0 {
+		return nil
+	}
+	return back
 }
 
 // backPause is how long after a way back the next one is due. One from nearby

@@ -24,15 +24,19 @@ func (w *world) ahead(most int, carried []int64, enough ...string) outbox.Assign
 
 func (w *world) aheadIf(hungry bool, most int, carried []int64, enough ...string) outbox.Assigned {
 	w.t.Helper()
-	done, err := w.store.Assign(w.t.Context(), outbox.Look{
-		Worker: "w", Lease: time.Hour, Most: most, Take: takeAll,
-		Carried: func(int64) []int64 { return append([]int64{}, carried...) },
-		Ahead:   true, Hungry: hungry, Enough: func(service, _ string) bool { return slices.Contains(enough, service) },
-	})
+	done, err := w.store.Assign(w.t.Context(), lookAhead(hungry, most, carried, enough...))
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	return done
+}
+
+func lookAhead(hungry bool, most int, carried []int64, enough ...string) outbox.Look {
+	return outbox.Look{
+		Worker: "w", Lease: time.Hour, Most: most, Take: takeAll,
+		Carried: func(int64) []int64 { return append([]int64{}, carried...) },
+		Ahead:   true, Hungry: hungry, Enough: func(service, _ string) bool { return slices.Contains(enough, service) },
+	}
 }
 
 // takeAll has room in every lane.
@@ -165,6 +169,41 @@ func TestAPassGoesBackForWhatIsWanted(t *testing.T) {
 	})
 }
 
+// At the end of a pass, one query finds what is published next, and nothing of
+// what is hidden.
+func TestAPeekAheadTakesWhatIsPublishedAtTheEndOfAPass(t *testing.T) {
+	each(t, func(w *world) {
+		w.store.WalkBy(3)
+		found := append(w.publish("small", touch("a")), w.publish("bulk", touch("a"))...)
+		w.ahead(9, nil)
+		bulk := w.publishMany("bulk", 8)
+		peek := func(enough ...string) ([]int64, bool) {
+			taken, ok, err := w.store.Peek(w.t.Context(), lookAhead(false, 9, found, enough...))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			return sequences(taken), ok
+		}
+		for w.ahead(9, found, "bulk").More {
+			if got, ok := peek("bulk"); ok || len(got) > 0 {
+				w.t.Errorf("took %v on the way", got)
+			}
+		}
+		w.publish("bulk", touch("z"))
+		next := w.publish("small", touch("b"))
+		w.publish("bulk", touch("z"))
+		got, ok := peek("bulk")
+		if diff := cmp.Diff(next, got); diff != "" || !ok {
+			w.t.Errorf("at the end: %s", diff)
+		}
+		found = append(found, next...)
+		w.publish("small", touch("c"))
+		if got, ok := peek(); ok || len(got) > 0 {
+			w.t.Errorf("took %v although the pass must go back for %v", got, bulk)
+		}
+	})
+}
+
 func TestALookAheadLeavesWhatAnotherWorkerHolds(t *testing.T) {
 	each(t, func(w *world) {
 		w.publish("s", touch("a"))
@@ -190,7 +229,7 @@ func TestLooksAheadFindWhatIsVisibleInItsOrder(t *testing.T) {
 			w.store.WalkBy(rapid.IntRange(1, 6).Draw(t, "stretch"))
 			p := &aheadPlay{world: w, t: t, open: make(map[string]*publication), found: make(map[int64]bool)}
 			actions := map[string]func(*rapid.T){
-				"begin": p.begin, "insert": p.insert, "end": p.end, "publish": p.publishSome, "look ahead": p.lookAhead,
+				"begin": p.begin, "insert": p.insert, "end": p.end, "publish": p.publishSome, "look ahead": p.lookAhead, "peek": p.peek,
 			}
 			if rapid.Bool().Draw(t, "passes end") {
 				actions["look"], actions["let go"] = p.look, p.letGo
@@ -289,6 +328,15 @@ func (p *aheadPlay) carried() []int64 {
 func (p *aheadPlay) lookAhead(t *rapid.T) {
 	enough := rapid.SliceOfDistinct(rapid.SampledFrom(aheadServices), rapid.ID).Draw(t, "enough")
 	p.check(p.aheadIf(rapid.Bool().Draw(t, "hungry"), rapid.IntRange(1, 4).Draw(t, "most"), p.carried(), enough...))
+}
+
+func (p *aheadPlay) peek(t *rapid.T) {
+	enough := rapid.SliceOfDistinct(rapid.SampledFrom(aheadServices), rapid.ID).Draw(t, "enough")
+	taken, _, err := p.store.Peek(p.world.t.Context(), lookAhead(rapid.Bool().Draw(t, "hungry"), 4, p.carried(), enough...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.check(outbox.Assigned{Taken: taken})
 }
 
 func (p *aheadPlay) look(t *rapid.T) {

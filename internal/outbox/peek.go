@@ -3,6 +3,9 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"time"
+
+	"github.com/ownbucket/ownbucket/events"
 )
 
 // peekMost bounds what one Peek finds.
@@ -12,10 +15,14 @@ const peekMost = 64
 // the worker takes into lanes that it holds, which writes nothing. It returns
 // ok false, and nothing, where any event asks for more than that: a look by
 // Assign must then find them all.
+//
+// Where the look is one ahead, it sees what was published since the last one came
+// to the end, but for hidden environments.
 func (s *Store) Peek(ctx context.Context, look Look) (taken []*Event, ok bool, err error) {
-	s.mu.Lock()
-	after := s.sweep.passed
-	s.mu.Unlock()
+	after, hidden, ok := s.peeksFrom(look)
+	if !ok {
+		return nil, false, nil
+	}
 	carried, err := rows(look.Carried(after))
 	if err != nil {
 		return nil, false, err
@@ -44,6 +51,9 @@ func (s *Store) Peek(ctx context.Context, look Look) (taken []*Event, ok bool, e
 	}
 	for i := range found {
 		f := &found[i]
+		if _, hides := hidden[environment{f.ServiceID, f.EnvironmentID}]; hides && f.Type != events.EnvironmentCreatedType {
+			continue
+		}
 		a := assign(&Event{
 			Sequence: f.Sequence, EventID: f.EventID, Type: f.Type, ServiceID: f.ServiceID,
 			EnvironmentID: f.EnvironmentID, Data: f.Data, Metadata: f.Metadata, CreatedAt: f.CreatedAt, LaneID: f.LaneID,
@@ -54,5 +64,17 @@ func (s *Store) Peek(ctx context.Context, look Look) (taken []*Event, ok bool, e
 		}
 		taken = append(taken, a.taken())
 	}
-	return taken, len(taken) > 0 && len(taken) < peekMost, nil
+	return taken, len(taken) > 0 && len(found) < peekMost, nil
+}
+
+// peeksFrom tells above which sequence to peek, and past which environments. It
+// returns ok false where a look ahead has to go on, or back.
+func (s *Store) peeksFrom(look Look) (after int64, hidden map[environment]int64, ok bool) {
+	if !look.Ahead {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.sweep.passed, nil, true
+	}
+	p := s.currentPass()
+	return p.walk.passed, p.hidden, p.complete && p.back == nil && p.wayBack(time.Now(), look) == nil
 }
