@@ -75,7 +75,8 @@ func isolation(ctx context.Context, e *environment) (rows []row, err error) {
 			return nil, err
 		}
 	}
-	rounds, slice := pick(e.scale, 3, 8), pick(e.scale, 2*time.Second, 8*time.Second)
+	// Short turns: what else goes on on the machine then concerns all alike.
+	rounds, slice := pick(e.scale, 3, 20), pick(e.scale, 2*time.Second, 4*time.Second)
 	for round := range rounds + 1 {
 		for _, t := range tenancies {
 			if round == 1 { // the first one warmed everything up
