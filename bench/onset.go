@@ -58,7 +58,7 @@ func onset(ctx context.Context, e *environment) ([]row, error) {
 	}
 	stop()
 	rows := append(latencyRows(name, "none hangs", before, capacity/2), latencyRows(name, "8 began to hang", after, capacity/2)...)
-	return compare(rows), <-stopped
+	return compare(rows, 2), <-stopped
 }
 
 // loaded is the latency of a load.
