@@ -213,15 +213,8 @@ func (s *Store) cancelInto(ctx context.Context, e *outbox.Event) (left bool, err
 			e.LaneID, e.Sequence, copyFirstFor.Microseconds(), e.Sequence); err != nil {
 			return err
 		}
-		// The deletion may yet be discarded.
-		if err := s.noteLeftovers(ctx, tx, e.LaneID, unwanted); err != nil {
-			return err
-		}
-		endings := make([]ending, len(unwanted))
-		for i, it := range unwanted {
-			endings[i] = ending{LaneID: it.TargetLane, MediaID: it.MediaID}
-		}
-		if err := s.join(ctx, tx, endings); err != nil {
+		// What they may have left counts where the deletion is discarded after all.
+		if err := s.letGo(ctx, tx, e.LaneID, unwanted, false); err != nil {
 			return err
 		}
 		return tx.GetContext(ctx, &left, s.db.SQL(`

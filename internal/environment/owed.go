@@ -48,12 +48,16 @@ const owingColumns = itemColumns + `,
 // is waited for. It looks again after each: a copy into the environment may be
 // what copies from it have waited for.
 func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []string) error {
-	if err := s.awaitDeletion(ctx, d.Event, names); err != nil {
+	encoded, err := nameRows(names)
+	if err != nil {
+		return err
+	}
+	if err := s.awaitDeletion(ctx, d.Event, encoded); err != nil {
 		return err
 	}
 	for again := true; again; {
 		again = false
-		items, err := s.owing(ctx, d.Event, names)
+		items, err := s.owing(ctx, d.Event, encoded)
 		if err != nil {
 			return err
 		}
@@ -78,11 +82,7 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 
 // awaitDeletion makes an event wait that needs an object which a later deletion
 // of its environment has kept from being copied: that will supersede it.
-func (s *Store) awaitDeletion(ctx context.Context, e *outbox.Event, names []string) error {
-	encoded, err := nameRows(names)
-	if err != nil {
-		return err
-	}
+func (s *Store) awaitDeletion(ctx context.Context, e *outbox.Event, names string) error {
 	var lacks bool
 	if err := s.db.GetContext(ctx, &lacks, s.db.SQL(`
 		SELECT CASE WHEN EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id IS NULL
@@ -90,7 +90,7 @@ func (s *Store) awaitDeletion(ctx context.Context, e *outbox.Event, names []stri
 		THEN EXISTS (SELECT 1 FROM {copies} c JOIN {copy_items} i ON i.copy_sequence = c.sequence
 			WHERE c.target_lane = ? AND c.sequence < ? AND i.state = 'cancelled'
 			AND (i.media_id = ? OR i.file_name IN (SELECT name FROM {rows v(name text)})))
-		ELSE false END`), e.LaneID, e.Sequence, e.LaneID, e.Sequence, e.Media(), encoded); err != nil {
+		ELSE false END`), e.LaneID, e.Sequence, e.LaneID, e.Sequence, e.Media(), names); err != nil {
 		return wrap("look for a deletion that has begun", err)
 	}
 	if lacks {
@@ -99,6 +99,7 @@ func (s *Store) awaitDeletion(ctx context.Context, e *outbox.Event, names []stri
 	return nil
 }
 
+// nameRows are file names for use in a query.
 func nameRows(names []string) (string, error) {
 	list := make([]map[string]string, len(names))
 	for i, name := range names {
@@ -110,16 +111,12 @@ func nameRows(names []string) (string, error) {
 // owing looks up what comes before the event. Of its own media, that is all
 // that is owed from here, also where the event was published earlier but came
 // too late for the snapshot: the object would be gone.
-func (s *Store) owing(ctx context.Context, e *outbox.Event, names []string) ([]owing, error) {
-	encoded, err := nameRows(names)
-	if err != nil {
-		return nil, err
-	}
+func (s *Store) owing(ctx context.Context, e *outbox.Event, names string) ([]owing, error) {
 	const from = `SELECT copy_sequence, media_id FROM {copy_items} WHERE `
 	const earlier = ` AND copy_sequence < ?`
 	const byName = ` AND file_name IN (SELECT name FROM {rows v(name text)})`
 	var items []owing
-	err = s.db.SelectContext(ctx, &items, s.db.SQL(
+	err := s.db.SelectContext(ctx, &items, s.db.SQL(
 		`SELECT `+owingColumns+` FROM {copy_items} WHERE (copy_sequence, media_id) IN (`+
 			from+`state = 'owed' AND source_lane = ? AND media_id = ? UNION `+
 			from+`state = 'owed' AND target_lane = ? AND media_id = ?`+earlier+` UNION `+
@@ -127,7 +124,7 @@ func (s *Store) owing(ctx context.Context, e *outbox.Event, names []string) ([]o
 			from+`state = 'owed' AND source_lane = ?`+byName+earlier+` UNION `+
 			from+`state = 'owed' AND target_lane = ?`+byName+earlier+`) ORDER BY copy_sequence, media_id`),
 		e.LaneID, e.Media(), e.LaneID, e.Media(), e.Sequence, e.LaneID, e.Media(), e.Sequence,
-		e.LaneID, encoded, e.Sequence, e.LaneID, encoded, e.Sequence)
+		e.LaneID, names, e.Sequence, e.LaneID, names, e.Sequence)
 	return items, wrap("look for copies that come first", err)
 }
 
@@ -278,23 +275,29 @@ func (s *Store) giveUp(ctx context.Context, what scope, why string) (left bool, 
 			number(what.tired), copyFirstFor.Microseconds()); err != nil {
 			return err
 		}
-		if err := s.noteLeftovers(ctx, tx, what.targetLane, given); err != nil {
-			return err
-		}
-		endings := make([]ending, len(given))
-		for i, it := range given {
-			endings[i] = ending{LaneID: it.TargetLane, MediaID: it.MediaID, Failed: true}
-		}
 		if err := s.closeCopy(ctx, tx, what.copySequence); err != nil {
 			return err
 		}
-		if err := s.join(ctx, tx, endings); err != nil {
+		if err := s.letGo(ctx, tx, what.targetLane, given, true); err != nil {
 			return err
 		}
 		return tx.GetContext(ctx, &left, s.db.SQL(`SELECT EXISTS (SELECT 1 FROM {copy_items} WHERE `+inScope+`)`),
 			what.copySequence, what.mediaID, what.mediaID)
 	})
 	return left, wrap("give up items of a copy", err)
+}
+
+// letGo ends the waiting for items that won't bring their media, and records what
+// they may have left. failed: a deletion is not why.
+func (s *Store) letGo(ctx context.Context, tx *sqlx.Tx, targetLane int64, items []item, failed bool) error {
+	if err := s.noteLeftovers(ctx, tx, targetLane, items); err != nil {
+		return err
+	}
+	endings := make([]ending, len(items))
+	for i, it := range items {
+		endings[i] = ending{LaneID: it.TargetLane, MediaID: it.MediaID, Failed: failed}
+	}
+	return s.join(ctx, tx, endings)
 }
 
 // noteLeftovers records what earlier attempts of items may have written.

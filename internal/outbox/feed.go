@@ -23,20 +23,22 @@ const (
 // findLostLoop looks for lost events, beside the looks for new ones, which must
 // not wait for it.
 func (s *Subscriber) findLostLoop(ctx context.Context) {
-	for pause := lostEvery; ; {
-		if wait(ctx, pause); ctx.Err() != nil {
-			return
+	var looked time.Time
+	pause := lostEvery
+	s.loop(ctx, nil, "lost events can't be looked for: trying again", func(bool) error {
+		now := time.Now()
+		if !due(&looked, now, pause) {
+			return nil
 		}
-		began := time.Now()
-		found, err := s.store.FindLost(ctx, s.carried)
-		if err != nil && ctx.Err() == nil {
-			s.config.Logger.Error("lost events can't be looked for: trying again", "error", err)
-		}
+		asking, cancel := context.WithTimeout(ctx, s.config.Lease)
+		defer cancel()
+		found, err := s.store.FindLost(asking, s.carried)
 		if found {
 			s.lookSoon()
 		}
-		pause = max(lostEvery, lostShare*time.Since(began))
-	}
+		pause = max(lostEvery, lostShare*time.Since(now))
+		return err
+	})
 }
 
 // assignerBusy is how long a worker waits for another one's look to end.
@@ -59,8 +61,7 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	var few bool
 	var err error
 	if announced && s.pacing.few {
-		done.Taken, few, err = s.store.Peek(asking, look)
-		done.AtEnd = few
+		done, few, err = s.store.Peek(asking, look)
 	}
 	if !few && err == nil {
 		done, err = s.store.Assign(asking, look)

@@ -178,11 +178,11 @@ func TestAPeekAheadTakesWhatIsPublishedAtTheEndOfAPass(t *testing.T) {
 		w.ahead(9, nil)
 		bulk := w.publishMany("bulk", 8)
 		peek := func(enough ...string) ([]int64, bool) {
-			taken, ok, err := w.store.Peek(w.t.Context(), lookAhead(false, 9, found, enough...))
+			done, ok, err := w.store.Peek(w.t.Context(), lookAhead(false, 9, found, enough...))
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			return sequences(taken), ok
+			return sequences(done.Taken), ok
 		}
 		for w.ahead(9, found, "bulk").More {
 			if got, ok := peek("bulk"); ok || len(got) > 0 {
@@ -332,11 +332,11 @@ func (p *aheadPlay) lookAhead(t *rapid.T) {
 
 func (p *aheadPlay) peek(t *rapid.T) {
 	enough := rapid.SliceOfDistinct(rapid.SampledFrom(aheadServices), rapid.ID).Draw(t, "enough")
-	taken, _, err := p.store.Peek(p.world.t.Context(), lookAhead(rapid.Bool().Draw(t, "hungry"), 4, p.carried(), enough...))
+	done, _, err := p.store.Peek(p.world.t.Context(), lookAhead(rapid.Bool().Draw(t, "hungry"), 4, p.carried(), enough...))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.check(outbox.Assigned{Taken: taken})
+	p.check(done)
 }
 
 func (p *aheadPlay) look(t *rapid.T) {

@@ -18,14 +18,14 @@ const peekMost = 64
 //
 // Where the look is one ahead, it sees what was published since the last one came
 // to the end, but for hidden environments.
-func (s *Store) Peek(ctx context.Context, look Look) (taken []*Event, ok bool, err error) {
+func (s *Store) Peek(ctx context.Context, look Look) (done Assigned, ok bool, err error) {
 	after, hidden, ok := s.peeksFrom(look)
 	if !ok {
-		return nil, false, nil
+		return Assigned{}, false, nil
 	}
 	carried, err := rows(look.Carried(after))
 	if err != nil {
-		return nil, false, err
+		return Assigned{}, false, err
 	}
 	var found []struct {
 		Sequence      int64  `db:"sequence"`
@@ -47,7 +47,7 @@ func (s *Store) Peek(ctx context.Context, look Look) (taken []*Event, ok bool, e
 			(SELECT count(*) FROM fresh) AS fresh, `+laneStateColumns+`
 		FROM fresh e JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
 		ORDER BY e.sequence`), after, carried, peekMost); err != nil {
-		return nil, false, fmt.Errorf("look for new events: %w", err)
+		return Assigned{}, false, fmt.Errorf("look for new events: %w", err)
 	}
 	for i := range found {
 		f := &found[i]
@@ -60,11 +60,12 @@ func (s *Store) Peek(ctx context.Context, look Look) (taken []*Event, ok bool, e
 		})
 		mine := f.LeasedBy != nil && *f.LeasedBy == look.Worker
 		if len(found) < f.Fresh || a.State == Dead || a.order[0] == Everything || !mine || !look.Take(&f.LaneState) {
-			return nil, false, nil
+			return Assigned{}, false, nil
 		}
-		taken = append(taken, a.taken())
+		done.Taken = append(done.Taken, a.taken())
 	}
-	return taken, len(taken) > 0 && len(found) < peekMost, nil
+	done.AtEnd = look.Ahead
+	return done, len(done.Taken) > 0 && len(found) < peekMost, nil
 }
 
 // peeksFrom tells above which sequence to peek, and past which environments. It

@@ -221,7 +221,6 @@ func TestTheEventsBeforeASnapshotAreInTheirLane(t *testing.T) {
 	})
 }
 
-// Until a taken event is written, nobody can tell of which media it is.
 // Nobody has an event any more that looks have passed: they find it once it is
 // known to be lost.
 func TestALostEventIsFoundAgain(t *testing.T) {
@@ -279,6 +278,7 @@ func TestAWorkerFindsWhatIsLost(t *testing.T) {
 	})
 }
 
+// Until a taken event is written, nobody can tell of which media it is.
 func TestATakenEventCountsAsUnfinishedForEveryMediaOfItsEnvironment(t *testing.T) {
 	each(t, func(w *world) {
 		first := w.publish("s", touch("a"))[0]
