@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
@@ -101,6 +102,24 @@ func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 			t.Errorf("%d rows were read", read)
 		})
 	}
+}
+
+// Events that are found one by one as they are announced don't keep looks from
+// moving on: each look would walk over all that those before it found.
+func TestLooksMoveOnWhereEachEventIsAnnounced(t *testing.T) {
+	each(t, func(w *world) {
+		worker := start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Poll = time.Hour }),
+			func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done })
+		var published []int64
+		w.await("looks begin above events that were found at once", func() bool {
+			if w.finished() == len(published) {
+				published = append(published, w.publish("a", touch("a"))...)
+				worker.Wake()
+			}
+			const first = 20 // until then, the lane is leased and read
+			return len(published) > first && w.store.Passed() >= published[first]
+		})
+	})
 }
 
 // readRows counts what was read of our tables so far, by index or not.

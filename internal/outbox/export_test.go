@@ -12,3 +12,10 @@ func (s *Subscriber) KnowsHeld(laneID int64) bool {
 	defer s.mu.Unlock()
 	return s.lanes[laneID] != nil && s.lanes[laneID].status.Held
 }
+
+// Passed is the sequence above which the next look begins.
+func (s *Store) Passed() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sweep.passed
+}

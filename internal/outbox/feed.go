@@ -60,10 +60,11 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	var done Assigned
 	var few bool
 	var err error
-	if announced && s.pacing.few {
+	if announced && s.pacing.peeks(now) {
 		done, few, err = s.store.Peek(asking, look)
 	}
 	if !few && err == nil {
+		s.pacing.assigned = now
 		done, err = s.store.Assign(asking, look)
 	}
 	s.looked(work, look, done, now, err == nil)

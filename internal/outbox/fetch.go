@@ -44,7 +44,7 @@ func (s *Subscriber) fetchLoop(ctx, work context.Context) {
 }
 
 // loop takes turns until the context ends: when it is woken, which the turn is
-// told, and at each poll. After a failure it waits ever longer.
+// told, and where it wasn't for as long as a poll. After a failure it waits ever longer.
 func (s *Subscriber) loop(ctx context.Context, wake <-chan struct{}, trouble string, turn func(woken bool) error) {
 	tick := time.NewTicker(s.config.Poll)
 	defer tick.Stop()
@@ -65,6 +65,7 @@ func (s *Subscriber) loop(ctx context.Context, wake <-chan struct{}, trouble str
 		case <-tick.C:
 			woken = false
 		}
+		tick.Reset(s.config.Poll) // polling is for when nothing wakes it
 	}
 }
 

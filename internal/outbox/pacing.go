@@ -15,8 +15,10 @@ type pacing struct {
 
 	// behind: there may be events to assign that there was no room for.
 	behind bool
-	// few: the last look found but a few events. Only the loop that looks uses it.
-	few bool
+	// few: the last look found but a few events. assigned is when the last one
+	// began that was more than a Peek. Only the loop that looks uses them.
+	few      bool
+	assigned time.Time
 	// left is how many events the last ordinary look left for other workers;
 	// writing: it wrote more than it took; idle: mostly what lanes don't need yet.
 	left          int
@@ -44,7 +46,13 @@ const (
 	// hungryPause is how long a worker waits that has looked ahead to the end, and
 	// has slots left that wait for what is published next.
 	hungryPause = 10 * time.Millisecond
+	// peeking is how long at most looks are by Peek alone. Others move on from
+	// where looks begin, so that what has ended isn't walked over again and again.
+	peeking = time.Second
 )
+
+// peeks tells whether to try what was announced by a Peek.
+func (p *pacing) peeks(now time.Time) bool { return p.few && now.Sub(p.assigned) < peeking }
 
 // plan is the kind of a look, for how many events it has room, and how many it
 // finds at most.
