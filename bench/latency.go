@@ -19,8 +19,8 @@ func latencyScenarios() []scenario {
 // latency publishes one event at a time to a worker that waits for it, and
 // measures from the return of the publisher's COMMIT to the handler's start.
 func latency(ctx context.Context, e *environment) ([]row, error) {
-	rounds := pick(e.scale, 1, 3)
-	events := pick(e.scale, 45, 900)
+	rounds := pick(e.scale, 1, 6)
+	events := pick(e.scale, 45, 1800)
 	subjects := []subject{ownbucket, riverQueue}
 	waits := make([][]time.Duration, len(subjects))
 	for range rounds {

@@ -113,10 +113,10 @@ func TestLooksMoveOnWhereEachEventIsAnnounced(t *testing.T) {
 		var published []int64
 		w.await("looks begin above events that were found at once", func() bool {
 			if w.finished() == len(published) {
-				published = append(published, w.publish("a", touch("a"))...)
+				published = append(published, w.publishMany("a", 20)...)
 				worker.Wake()
 			}
-			const first = 20 // until then, the lane is leased and read
+			const first = 100 // until then, the lane is leased and read
 			return len(published) > first && w.store.Passed() >= published[first]
 		})
 	})

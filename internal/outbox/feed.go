@@ -60,11 +60,12 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 	var done Assigned
 	var few bool
 	var err error
-	if announced && s.pacing.peeks(now) {
+	if announced && s.pacing.peeks() {
 		done, few, err = s.store.Peek(asking, look)
+		s.pacing.peeked += len(done.Taken)
 	}
 	if !few && err == nil {
-		s.pacing.assigned = now
+		s.pacing.peeked = 0
 		done, err = s.store.Assign(asking, look)
 	}
 	s.looked(work, look, done, now, err == nil)

@@ -15,10 +15,10 @@ type pacing struct {
 
 	// behind: there may be events to assign that there was no room for.
 	behind bool
-	// few: the last look found but a few events. assigned is when the last one
-	// began that was more than a Peek. Only the loop that looks uses them.
-	few      bool
-	assigned time.Time
+	// few: the last look found but a few events. peeked is how many were found by
+	// Peeks in a row. Only the loop that looks uses them.
+	few    bool
+	peeked int
 	// left is how many events the last ordinary look left for other workers;
 	// writing: it wrote more than it took; idle: mostly what lanes don't need yet.
 	left          int
@@ -46,13 +46,13 @@ const (
 	// hungryPause is how long a worker waits that has looked ahead to the end, and
 	// has slots left that wait for what is published next.
 	hungryPause = 10 * time.Millisecond
-	// peeking is how long at most looks are by Peek alone. Others move on from
+	// peekedMost bounds what is found by Peeks in a row. Other looks move on from
 	// where looks begin, so that what has ended isn't walked over again and again.
-	peeking = time.Second
+	peekedMost = 500
 )
 
 // peeks tells whether to try what was announced by a Peek.
-func (p *pacing) peeks(now time.Time) bool { return p.few && now.Sub(p.assigned) < peeking }
+func (p *pacing) peeks() bool { return p.few && p.peeked < peekedMost }
 
 // plan is the kind of a look, for how many events it has room, and how many it
 // finds at most.
