@@ -41,7 +41,7 @@ func latency(ctx context.Context, e *environment) ([]row, error) {
 		ours, theirs := percentile(waits[0], p), percentile(waits[1], p)
 		rows = append(rows,
 			row{Scenario: "latency/idle", Subject: ownbucket.name, Events: events, Figure: ours, Unit: unit, Peer: riverQueue.name,
-				Target: "≤ River's", Met: new(ours <= theirs), Limit: "NOTIFY, then assigning, claiming and reading in turn"},
+				Target: "≤ River's", Met: new(ours <= theirs), Limit: "NOTIFY, then one query"},
 			row{Scenario: "latency/idle", Subject: riverQueue.name, Events: events, Figure: theirs, Unit: unit,
 				Limit: "NOTIFY, then a fetch"})
 	}

@@ -232,6 +232,7 @@ func (s *Subscriber) feed(work context.Context, done Assigned, asked time.Time) 
 			continue
 		}
 		l.schedule.add(e, l.doubtful)
+		l.emptied = asked
 		if l.doubtful {
 			s.fetchSoon()
 		}

@@ -74,3 +74,29 @@ func TestWhatALostLaneHadTakenIsLookedForAgain(t *testing.T) {
 		})
 	}
 }
+
+// A lane that is used again and again stays leased: an event that waits for a
+// lease starts some milliseconds later. It may have ended by the time that the
+// worker looks which lanes have nothing to do.
+func TestALaneInUseIsKept(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	l.refill, l.drainedWake = false, l.status.Wake
+	event := &Event{Sequence: 1, LaneID: 1, Resources: `["m:a"]`, Taken: true}
+	s.feed(t.Context(), Assigned{Taken: []*Event{event}}, time.Now())
+	l.schedule.start(l.schedule.next(1, 0)[0])
+	l.schedule.finish(event.Sequence, false)
+	if err := s.giveBack(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s.lanes[l.LaneID] != l {
+		t.Fatal("it was given back right after its last event")
+	}
+	l.emptied = time.Now().Add(-2 * linger)
+	if err := s.giveBack(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s.lanes[l.LaneID] == l {
+		t.Error("it is kept though nothing came for long")
+	}
+}
