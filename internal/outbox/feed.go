@@ -119,7 +119,8 @@ func (s *Subscriber) idle(written []int64) int {
 func (s *Subscriber) look(now time.Time) (Look, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	plan, early := s.pacing.plan(now, s.pending())
+	hungry := s.offered() < s.free
+	plan, early := s.pacing.plan(now, s.pending(), hungry)
 	if early > 0 {
 		s.lookLater(early)
 		return Look{}, false
@@ -129,7 +130,7 @@ func (s *Subscriber) look(now time.Time) (Look, bool) {
 	}
 	return Look{
 		Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried, Most: plan.most, Take: s.taker(plan.room),
-		Ahead: plan.ahead, Enough: s.enough, Hungry: s.offered() < s.free,
+		Ahead: plan.ahead, Enough: s.enough, Hungry: hungry,
 	}, true
 }
 

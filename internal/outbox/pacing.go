@@ -24,10 +24,11 @@ type pacing struct {
 	left          int
 	writing, idle bool
 
-	// ahead is when the next look ahead is due, and announced when one is for
-	// events that were announced (news), where the last one came to the end.
-	ahead, announced time.Time
-	atEnd, news      bool
+	// ahead is when the next look ahead is due, hungry when it is while slots are
+	// free, and announced when it is for events that were announced (news), where
+	// the last one came to the end.
+	ahead, hungry, announced time.Time
+	atEnd, news              bool
 	// filling is when the next ordinary look is due, where the last one put
 	// events into lanes that don't need them yet.
 	filling time.Time
@@ -39,9 +40,9 @@ const (
 	// for that.
 	writeMost = 200
 	idleMost  = 32
-	// idleShare is how many times longer than it took, from its beginning, the
-	// look is waited for that goes on putting events into lanes that don't need
-	// them yet.
+	// idleShare is how many times longer than it will take, from the beginning of
+	// the last one, the look is waited for that goes on putting events into lanes
+	// that don't need them yet.
 	idleShare = 10
 	// hungryPause is how long a worker waits that has looked ahead to the end, and
 	// has slots left that wait for what is published next.
@@ -62,13 +63,14 @@ type plan struct {
 }
 
 // plan tells what look is due, or how long to wait for one, with that many
-// events in memory that wait for a slot.
-func (p *pacing) plan(now time.Time, pending int) (plan, time.Duration) {
-	budget := max(4*p.concurrency, p.flow.recently(now)) // more would be written after all (writeSlow)
+// events in memory that wait for a slot; hungry tells that slots are free which
+// those can't use.
+func (p *pacing) plan(now time.Time, pending int, hungry bool) (plan, time.Duration) {
+	budget := max(4*p.concurrency, int(writeAfter/flowWindow)*p.flow.recently(now)) // more would be written after all (writeSlow)
 	room := budget - pending
 	full := room < budget/4
 	if full || now.Before(p.filling) {
-		if due := p.next(full); now.Before(due) {
+		if due := p.next(full, hungry); now.Before(due) {
 			p.behind = true
 			return plan{}, due.Sub(now)
 		}
@@ -86,8 +88,11 @@ func (p *pacing) plan(now time.Time, pending int) (plan, time.Duration) {
 
 // next is when to look ahead, or otherwise where there is room. What is
 // announced is looked for sooner where that is all there is.
-func (p *pacing) next(full bool) time.Time {
+func (p *pacing) next(full, hungry bool) time.Time {
 	due := p.ahead
+	if hungry {
+		due = p.hungry
+	}
 	if p.atEnd && p.news && p.announced.Before(due) {
 		due = p.announced
 	}
@@ -112,21 +117,19 @@ func (p *pacing) looked(look Look, done Assigned, idle int, began, ended time.Ti
 		p.behind, p.atEnd = true, done.AtEnd
 		p.few = done.AtEnd && !done.More && len(done.Taken)+len(done.Written) < peekMost
 		p.announced = began.Add(2 * took)
-		switch {
-		case !look.Hungry:
-			p.ahead = began.Add(max(p.flow.pause(), passShare*took))
-		case done.More:
-			p.ahead = began
-		default:
-			p.ahead = began.Add(max(hungryPause, 2*took))
+		p.ahead = began.Add(max(p.flow.pause(), passShare*took))
+		if p.hungry = began; !done.More {
+			p.hungry = began.Add(max(hungryPause, 2*took))
 		}
 		return
 	}
 	written, taken := len(done.Written), len(done.Taken)
 	p.behind, p.left, p.writing = done.More, done.Left, written > taken
 	p.few = !done.More && taken+written+done.Left < peekMost
-	if p.idle = 2*idle > written+taken; p.idle {
-		p.filling = began.Add(idleShare * took)
+	found := written + taken
+	if p.idle = 2*idle > found; p.idle {
+		next := min(found, idleMost)
+		p.filling = began.Add(idleShare * took * time.Duration(next) / time.Duration(found))
 	}
 }
 

@@ -27,15 +27,16 @@ func TestLooksAreAsOftenAsTheyMayBe(t *testing.T) {
 			announced := rapid.Bool().Draw(t, "announced")
 			p.news = p.news || announced
 			news := p.news
-			plan, early := p.plan(now, pending)
+			hungry := rapid.Bool().Draw(t, "hungry")
+			plan, early := p.plan(now, pending, hungry)
 
 			due := now
 			ahead := full || now.Before(filled)
 			if ahead && last.Ahead {
 				switch {
-				case last.Hungry && last.More:
+				case hungry && last.More:
 					due = last.began
-				case last.Hungry:
+				case hungry:
 					due = last.began.Add(max(hungryPause, 2*last.took))
 				default:
 					due = last.began.Add(max(flowWindow/2, passShare*last.took)) // no event ends here
@@ -67,7 +68,7 @@ func TestLooksAreAsOftenAsTheyMayBe(t *testing.T) {
 				t.Fatal("what was announced is looked for twice")
 			}
 
-			look := Look{Ahead: plan.ahead, Hungry: rapid.Bool().Draw(t, "hungry")}
+			look := Look{Ahead: plan.ahead, Hungry: hungry}
 			done := Assigned{More: rapid.Bool().Draw(t, "more"), AtEnd: rapid.Bool().Draw(t, "at the end")}
 			began, took := now, time.Duration(rapid.Int64Range(1, int64(time.Second)).Draw(t, "took"))
 			idle := 0
@@ -76,7 +77,10 @@ func TestLooksAreAsOftenAsTheyMayBe(t *testing.T) {
 			} else {
 				done.Written = make([]int64, rapid.IntRange(0, plan.most).Draw(t, "written"))
 				if idle = rapid.IntRange(0, len(done.Written)).Draw(t, "idle"); 2*idle > len(done.Written) {
-					filled = began.Add(idleShare * took)
+					filled = began.Add(10 * took)
+					if n := len(done.Written); n > idleMost { // the next one is shorter
+						filled = began.Add(10 * took * idleMost / time.Duration(n))
+					}
 				}
 			}
 			now = now.Add(took)
@@ -90,19 +94,19 @@ func TestALookAfterMuchWritingFindsLess(t *testing.T) {
 	t.Parallel()
 	p := pacing{concurrency: 1000}
 	now := time.Now()
-	if plan, _ := p.plan(now, 0); plan.most != assignBatch || plan.room != 4000 {
+	if plan, _ := p.plan(now, 0, false); plan.most != assignBatch || plan.room != 4000 {
 		t.Errorf("at first: %+v", plan)
 	}
 	p.looked(Look{}, Assigned{Written: make([]int64, 2), Taken: make([]*Event, 1), Left: 50}, 0, now, now)
-	if plan, _ := p.plan(now, 0); plan.most != writeMost {
+	if plan, _ := p.plan(now, 0, false); plan.most != writeMost {
 		t.Errorf("after writing: %+v", plan)
 	}
 	p.looked(Look{}, Assigned{Written: make([]int64, 2), Left: 50}, 2, now, now)
-	if plan, _ := p.plan(now, 0); plan.most != idleMost {
+	if plan, _ := p.plan(now, 0, false); plan.most != idleMost {
 		t.Errorf("after writing what isn't needed: %+v", plan)
 	}
 	p.looked(Look{}, Assigned{Written: make([]int64, 1), Taken: make([]*Event, 1), Left: 50}, 0, now, now)
-	if plan, _ := p.plan(now, 0); plan.most != assignBatch+50 {
+	if plan, _ := p.plan(now, 0, false); plan.most != assignBatch+50 {
 		t.Errorf("what is left for others hides what isn't: %+v", plan)
 	}
 }
