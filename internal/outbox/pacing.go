@@ -66,7 +66,7 @@ type plan struct {
 // events in memory that wait for a slot; hungry tells that slots are free which
 // those can't use.
 func (p *pacing) plan(now time.Time, pending int, hungry bool) (plan, time.Duration) {
-	budget := max(4*p.concurrency, int(writeAfter/flowWindow)*p.flow.recently(now)) // more would be written after all (writeSlow)
+	budget := max(4*p.concurrency, p.flow.recently(now)) // more would be written after all (writeSlow)
 	room := budget - pending
 	full := room < budget/4
 	if full || now.Before(p.filling) {
