@@ -44,7 +44,8 @@ func (s *Subscriber) fetchLoop(ctx, work context.Context) {
 }
 
 // loop takes turns until the context ends: when it is woken, which the turn is
-// told, and where it wasn't for as long as a poll. After a failure it waits ever longer.
+// told, and where it wasn't for as long as a poll. After a failure it waits ever
+// longer.
 func (s *Subscriber) loop(ctx context.Context, wake <-chan struct{}, trouble string, turn func(woken bool) error) {
 	tick := time.NewTicker(s.config.Poll)
 	defer tick.Stop()
