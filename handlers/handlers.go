@@ -81,7 +81,13 @@ type job struct {
 func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID string, version int64,
 	fileName string, writes bool) (*job, *Result, error) {
 	result := &Result{}
-	found, ok, err := h.Settings.Of(ctx, d.Event.LaneID)
+	j := &job{Handlers: h, delivery: d, mediaID: mediaID, version: version, result: result}
+	var unusable error
+	found, ok, err := h.Settings.With(ctx, d.Event.LaneID, func(i integration.Integration) (_ int64, err error) {
+		j.key, unusable = bucket.Key(i.Prefix, i.Directory, fileName)
+		j.view, err = h.Ledger.View(ctx, d.Event.LaneID, mediaID, i.Bucket, j.key)
+		return j.view.SettingsVersion, err
+	})
 	if err != nil {
 		return nil, result, err
 	}
@@ -90,16 +96,12 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 		result.Outcome = outcome
 		return nil, result, err
 	}
-	key, unusable := bucket.Key(found.Prefix, found.Directory, fileName)
 	if unusable != nil && writes {
 		return nil, result, unusable
 	}
-	j := &job{Handlers: h, delivery: d, settings: found.Settings, mediaID: mediaID, version: version, key: key, result: result}
+	j.settings = found.Settings
 	if writes {
-		result.Target = &ledger.PossibleWrite{LaneID: d.Event.LaneID, MediaID: mediaID, Key: key, Version: version}
-	}
-	if j.view, err = h.Ledger.View(ctx, d.Event.LaneID, mediaID, found.Bucket, key); err != nil {
-		return nil, result, err
+		result.Target = &ledger.PossibleWrite{LaneID: d.Event.LaneID, MediaID: mediaID, Key: j.key, Version: version}
 	}
 	if j.view.Object.Newer(version, d.Event.Sequence) {
 		result.Outcome = outbox.Superseded

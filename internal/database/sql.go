@@ -19,8 +19,11 @@ var rows = regexp.MustCompile(`\{rows ([a-z_]+)\(([^)]*)\)\}`)
 // fragments are the places where the two dialects differ. {now} is the
 // database's own clock, in microseconds since the Unix epoch; on PostgreSQL
 // it moves on within a transaction, and is a subquery, which a statement reads
-// once: an index can serve where a column is compared with it. CAST, not "::",
-// so that sqlx.Named may come before or after.
+// once: an index can serve where a column is compared with it. {row_version}
+// is that of the row of an alias i: xmin, the transaction that wrote it, on
+// PostgreSQL (https://www.postgresql.org/docs/current/ddl-system-columns.html);
+// SQLite has none, and 0 stands for that. CAST, not "::", so that sqlx.Named may
+// come before or after.
 var fragments = map[Dialect]map[string]string{
 	PostgreSQL: {
 		"{now}":               `(SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint))`,
@@ -31,6 +34,7 @@ var fragments = map[Dialect]map[string]string{
 		"{uuid}":              `CAST(? AS uuid)`,
 		"{in_ids}":            `= ANY (ARRAY(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json))))`,
 		"{ids}":               `(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json)))`,
+		"{row_version}":       `CAST(CAST(i.xmin AS text) AS bigint)`,
 	},
 	// SQLite has one writer, whose transaction begins with the write lock:
 	// there is no row to lock.
@@ -43,12 +47,13 @@ var fragments = map[Dialect]map[string]string{
 		"{uuid}":              `?`,
 		"{in_ids}":            `IN (SELECT value FROM json_each(?))`,
 		"{ids}":               `(SELECT value FROM json_each(?))`,
+		"{row_version}":       `0`,
 	},
 }
 
 // SQL turns a query as we write it into one that the database takes:
-// {now}, {skip_locked}, {for_update} and {for_key_share} become the
-// dialect's fragment, {rows v(a bigint, b text)} a table v made of one
+// {now}, {skip_locked}, {for_update}, {for_key_share} and {row_version} become
+// the dialect's fragment, {rows v(a bigint, b text)} a table v made of one
 // argument, a JSON array of objects with those fields (so that a statement
 // over many rows has one text and one argument), {in_ids} a condition that a
 // column is one of a JSON array of integers, {ids} a list of them, for use after

@@ -48,7 +48,13 @@ type job struct {
 // transfer does the S3 work of an item, and returns what the target's ledger
 // is to record.
 func (s *Store) transfer(ctx context.Context, it *item) (ledger.Effects, error) {
-	target, exists, err := s.settings.Of(ctx, it.TargetLane)
+	j := &job{item: it, store: s}
+	var unusable error
+	target, exists, err := s.settings.With(ctx, it.TargetLane, func(i integration.Integration) (_ int64, err error) {
+		it.key, unusable = bucket.Key(i.Prefix, i.Directory, it.FileName)
+		j.view, err = s.ledger.View(ctx, it.TargetLane, it.MediaID, i.Bucket, it.key)
+		return j.view.SettingsVersion, err
+	})
 	if err != nil {
 		return ledger.Effects{}, err
 	}
@@ -56,13 +62,10 @@ func (s *Store) transfer(ctx context.Context, it *item) (ledger.Effects, error) 
 		return ledger.Effects{}, failure.New(failure.Permanent, failure.NoIntegration,
 			"the environment that media %q is to be copied to has no settings", it.MediaID)
 	}
-	if it.key, err = bucket.Key(target.Prefix, target.Directory, it.FileName); err != nil {
-		return ledger.Effects{}, err
+	if unusable != nil {
+		return ledger.Effects{}, unusable
 	}
-	j := &job{item: it, store: s, target: target}
-	if j.view, err = s.ledger.View(ctx, it.TargetLane, it.MediaID, target.Bucket, it.key); err != nil {
-		return ledger.Effects{}, err
-	}
+	j.target = target
 	if j.view.Object.Newer(it.Version, it.CopySequence) {
 		return ledger.Effects{}, nil
 	}

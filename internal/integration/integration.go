@@ -22,7 +22,10 @@ type Integration struct {
 	Settings
 	// LaneID is the outbox's lane of the environment.
 	LaneID int64 `db:"lane_id" json:"-"`
-	State  State `db:"-" json:"state"`
+	// RowVersion changes with each change of the row; 0 where the database has
+	// no such thing (SQLite).
+	RowVersion int64 `db:"row_version" json:"-"`
+	State      State `db:"-" json:"state"`
 
 	// The first reason since when its events are held; a failed probe brings
 	// the reason up to date.
@@ -75,7 +78,7 @@ const columns = `l.lane_id, l.service_id, l.environment_id, i.environment_servic
 	i.bucket, i.region, i.role_arn, i.external_id, i.prefix, i.custom_domain, i.pin_file_names, i.memo,
 	i.distribution_id, i.cdn_prefix, i.bucket_owner, i.paused, i.blocked_since, i.blocked_code,
 	i.blocked_reason, i.next_probe_at, i.probe_failures, i.probe_passed_at, i.test_skipped_reason,
-	i.created_at, i.updated_at`
+	i.created_at, i.updated_at, {row_version} AS row_version`
 
 func (r row) integration() Integration {
 	i := r.Integration

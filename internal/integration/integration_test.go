@@ -16,6 +16,7 @@ import (
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/integration"
+	"github.com/ownbucket/ownbucket/internal/ledger"
 )
 
 const (
@@ -93,7 +94,7 @@ func TestSetCreatesSettingsAndThenChangesTheNamedFieldsOnly(t *testing.T) {
 			},
 			State: integration.Active,
 		}
-		ignore := cmpopts.IgnoreFields(integration.Integration{}, "LaneID", "CreatedAt", "UpdatedAt")
+		ignore := cmpopts.IgnoreFields(integration.Integration{}, "LaneID", "RowVersion", "CreatedAt", "UpdatedAt")
 		if diff := cmp.Diff(want, saved.Integration, ignore); diff != "" || !saved.Created || saved.GeneratedExternalID != "" {
 			t.Errorf("created: %t, generated: %t; -want +got\n%s", saved.Created, saved.GeneratedExternalID != "", diff)
 		}
@@ -391,4 +392,87 @@ func TestTheBucketsOwnerIsForgottenWithTheBucket(t *testing.T) {
 			t.Errorf("owner %q of another bucket, want unknown", moved.BucketOwner)
 		}
 	})
+}
+
+// Each change is made by another process, which can't tell ours.
+func TestReadsAreWithTheSettingsInForce(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		ours, theirs := integration.New(db), integration.New(db)
+		lane := set(t, theirs, production("s")).LaneID
+		objects := ledger.New(db)
+		// with returns the settings that the last read was with.
+		with := func() (last integration.Integration, exists bool) {
+			t.Helper()
+			last, exists, err := ours.With(t.Context(), lane, func(i integration.Integration) (int64, error) {
+				last = i
+				view, err := objects.View(t.Context(), lane, "media", i.Bucket, "key")
+				return view.SettingsVersion, err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return last, exists
+		}
+		remove := func() error { return theirs.Delete(t.Context(), "s", "", "me", "") }
+		apply := func(change integration.Change) func() error {
+			return func() error { _, err := theirs.Set(t.Context(), change); return err }
+		}
+		moved := production("s")
+		moved.Bucket = new("another-bucket")
+		for _, step := range []struct {
+			name   string
+			change func() error
+			gone   bool
+		}{
+			{"as they were", func() error { return nil }, false},
+			{"memo", apply(integration.Change{ServiceID: "s", Memo: new("changed"), Actor: "me"}), false},
+			{"owner", func() error { return theirs.SetOwner(t.Context(), lane, "123456789012") }, false},
+			{"pause", func() error { return theirs.Pause(t.Context(), "s", "", "me", "") }, false},
+			{"block", func() error { return theirs.Block(t.Context(), lane, "denied", "denied") }, false},
+			{"resume", func() error { return theirs.Resume(t.Context(), "s", "", "me", "") }, false},
+			{"delete", remove, true},
+			{"create", apply(moved), false},
+			{"replace", func() error { return errors.Join(remove(), apply(production("s"))()) }, false},
+		} {
+			with() // they are remembered
+			if err := step.change(); err != nil {
+				t.Fatalf("%s: %v", step.name, err)
+			}
+			got, exists := with()
+			if exists == step.gone {
+				t.Errorf("%s: settings exist: %t", step.name, exists)
+			}
+			if step.gone {
+				continue
+			}
+			want := show(t, theirs, "s", "")
+			want.WaitingEvents, want.Locked = got.WaitingEvents, got.Locked
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", step.name, diff)
+			}
+		}
+	})
+}
+
+func TestSettingsThatAreInForceAreNotReadAgain(t *testing.T) {
+	t.Parallel()
+	db := dbtest.PostgreSQL(t)
+	store := integration.New(db)
+	want := set(t, store, production("s"))
+	reads := 0
+	read := func(i integration.Integration) (int64, error) {
+		reads++
+		return i.RowVersion, nil
+	}
+	if _, ok, err := store.With(t.Context(), want.LaneID, read); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	// With this context no query could be answered.
+	got, ok, err := store.With(ended, want.LaneID, read)
+	if !ok || err != nil || got.Settings != want.Settings || reads != 2 {
+		t.Errorf("got %+v, %t, %v after %d reads", got.Settings, ok, err, reads)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/ownbucket/ownbucket/internal/batch"
@@ -31,11 +32,16 @@ type Store struct {
 	db *database.DB
 	// byLane answers what is asked before each event; nil means no settings.
 	byLane *batch.Loader[int64, *Integration]
+	// recent are those that With remembers, by lane.
+	recent *lru.Cache[int64, Integration]
 }
+
+const maxRecent = 1024
 
 // New returns the settings in that database.
 func New(db *database.DB) *Store {
 	s := &Store{db: db}
+	s.recent, _ = lru.New[int64, Integration](maxRecent) // refuses only a size below 1
 	s.byLane = batch.New(func(ctx context.Context, laneIDs []int64) (map[int64]*Integration, error) {
 		return s.byLanes(ctx, db, laneIDs)
 	})
@@ -84,6 +90,30 @@ func (s *Store) List(ctx context.Context, limit int) ([]Integration, error) {
 func (s *Store) Of(ctx context.Context, laneID int64) (Integration, bool, error) {
 	found, err := s.byLane.Get(ctx, laneID)
 	return ofLane(found, laneID, err)
+}
+
+// With calls read with a lane's settings, if there are any. Those may be
+// remembered ones: read returns which version of the settings' row it saw with
+// what it read itself, and is called again with fresh settings where that is
+// another. So it always works with settings that were in force when it read,
+// and they rarely cost a query of their own.
+func (s *Store) With(ctx context.Context, laneID int64, read func(Integration) (rowVersion int64, err error)) (Integration, bool, error) {
+	if known, ok := s.recent.Get(laneID); ok {
+		seen, err := read(known)
+		if err != nil || seen == known.RowVersion {
+			return known, true, err
+		}
+		s.recent.Remove(laneID)
+	}
+	found, ok, err := s.Of(ctx, laneID)
+	if err != nil || !ok {
+		return Integration{}, false, err
+	}
+	if found.RowVersion != 0 {
+		s.recent.Add(laneID, found)
+	}
+	_, err = read(found)
+	return found, true, err
 }
 
 // ByLane reads a lane's integration, without WaitingEvents and Locked.

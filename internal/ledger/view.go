@@ -15,6 +15,9 @@ type View struct {
 	Holder *Object
 	// PossibleWrites are those of the media.
 	PossibleWrites []PossibleWrite
+	// SettingsVersion is the version of the row of the lane's settings at the
+	// moment of all this; 0 where there is none (integration.Store.With).
+	SettingsVersion int64
 }
 
 // HeldByOther tells whether another media holds the key that was asked for.
@@ -62,8 +65,8 @@ func (s *Store) view(ctx context.Context, list []asked) (map[asked]View, error) 
 	}
 	var found []struct {
 		Object
-		Number   int  `db:"n"`
-		Possible bool `db:"possible"`
+		Number int    `db:"n"`
+		What   string `db:"what"`
 	}
 	err = s.db.SelectContext(ctx, &found, s.db.SQL(viewQuery), string(encoded))
 	if err != nil {
@@ -74,17 +77,16 @@ func (s *Store) view(ctx context.Context, list []asked) (map[asked]View, error) 
 		row := &found[i]
 		q := list[row.Number]
 		view := views[q]
-		if row.Possible {
+		switch row.What {
+		case "settings":
+			view.SettingsVersion = row.Version
+		case "media":
+			view.Object = &row.Object
+		case "holder":
+			view.Holder = &row.Object
+		case "possible":
 			view.PossibleWrites = append(view.PossibleWrites,
 				PossibleWrite{LaneID: row.LaneID, MediaID: row.MediaID, Key: *row.Key, Version: row.Version})
-			views[q] = view
-			continue
-		}
-		if row.LaneID == q.LaneID && row.MediaID == q.MediaID {
-			view.Object = &row.Object
-		}
-		if row.HoldsKey(q.Key) && *row.Bucket == q.Bucket {
-			view.Holder = &row.Object
 		}
 		views[q] = view
 	}
@@ -94,16 +96,19 @@ func (s *Store) view(ctx context.Context, list []asked) (map[asked]View, error) 
 const viewQuery = `
 	WITH q AS MATERIALIZED (
 		SELECT * FROM {rows v(n integer, lane_id bigint, media_id text, bucket text, object_key text)})
-	SELECT q.n, false AS possible, o.lane_id, o.media_id, o.version AS version, o.sequence, o.bucket,
+	SELECT q.n, 'media' AS what, o.lane_id, o.media_id, o.version AS version, o.sequence, o.bucket,
 		o.object_key AS object_key, o.content_type, o.size, o.etag
 	FROM q JOIN {media_objects} o ON o.lane_id = q.lane_id AND o.media_id = q.media_id
 	UNION ALL
-	SELECT q.n, false, o.lane_id, o.media_id, o.version, o.sequence, o.bucket,
+	SELECT q.n, 'holder', o.lane_id, o.media_id, o.version, o.sequence, o.bucket,
 		o.object_key, o.content_type, o.size, o.etag
 	FROM q JOIN {media_objects} o ON o.bucket = q.bucket AND o.object_key = q.object_key
 	UNION ALL
-	SELECT q.n, true, w.lane_id, w.media_id, w.version, 0, NULL, w.object_key, '', 0, ''
+	SELECT q.n, 'possible', w.lane_id, w.media_id, w.version, 0, NULL, w.object_key, '', 0, ''
 	FROM q JOIN {possible_writes} w ON w.lane_id = q.lane_id AND w.media_id = q.media_id
+	UNION ALL
+	SELECT q.n, 'settings', q.lane_id, q.media_id, {row_version}, 0, NULL, NULL, '', 0, ''
+	FROM q JOIN {integrations} i ON i.lane_id = q.lane_id
 	ORDER BY object_key, version`
 
 // Holder tells which media holds a key of a bucket; nil where it is free.
