@@ -29,9 +29,12 @@ type pacing struct {
 	// the last one came to the end.
 	ahead, hungry, announced time.Time
 	atEnd, news              bool
-	// filling is when the next ordinary look is due, where the last one put
-	// events into lanes that don't need them yet.
-	filling time.Time
+	// filled is when the last ordinary look began, and fill what the next one will
+	// take, where it put events into lanes that don't need them yet. between is
+	// how many events looks ahead have found since.
+	filled  time.Time
+	fill    time.Duration
+	between int
 }
 
 const (
@@ -42,8 +45,11 @@ const (
 	idleMost  = 32
 	// idleShare is how many times longer than it will take, from the beginning of
 	// the last one, the look is waited for that goes on putting events into lanes
-	// that don't need them yet.
+	// that don't need them yet; busyShare is it, up to busyMost, while others'
+	// events come, which wait for it.
 	idleShare = 10
+	busyShare = 40
+	busyMost  = time.Second
 	// hungryPause is how long a worker waits that has looked ahead to the end, and
 	// has slots left that wait for what is published next.
 	hungryPause = 10 * time.Millisecond
@@ -69,7 +75,7 @@ func (p *pacing) plan(now time.Time, pending int, hungry bool) (plan, time.Durat
 	budget := max(4*p.concurrency, p.flow.recently(now)) // more would be written after all (writeSlow)
 	room := budget - pending
 	full := room < budget/4
-	if full || now.Before(p.filling) {
+	if full || now.Before(p.filling()) {
 		if due := p.next(full, hungry); now.Before(due) {
 			p.behind = true
 			return plan{}, due.Sub(now)
@@ -96,10 +102,19 @@ func (p *pacing) next(full, hungry bool) time.Time {
 	if p.atEnd && p.news && p.announced.Before(due) {
 		due = p.announced
 	}
-	if !full && p.filling.Before(due) {
-		due = p.filling
+	if filling := p.filling(); !full && filling.Before(due) {
+		due = filling
 	}
 	return due
+}
+
+// filling is when to go on putting events into lanes that don't need them yet.
+func (p *pacing) filling() time.Time {
+	pause := idleShare * p.fill
+	if p.between > 0 {
+		pause = max(pause, min(busyShare*p.fill, busyMost))
+	}
+	return p.filled.Add(pause)
 }
 
 func (p *pacing) bounded(most int) int {
@@ -115,6 +130,7 @@ func (p *pacing) looked(look Look, done Assigned, idle int, began, ended time.Ti
 	took := ended.Sub(began)
 	if look.Ahead {
 		p.behind, p.atEnd = true, done.AtEnd
+		p.between += len(done.Taken)
 		p.few = done.AtEnd && !done.More && len(done.Taken)+len(done.Written) < peekMost
 		p.announced = began.Add(2 * took)
 		p.ahead = began.Add(max(p.flow.pause(), passShare*took))
@@ -127,9 +143,9 @@ func (p *pacing) looked(look Look, done Assigned, idle int, began, ended time.Ti
 	p.behind, p.left, p.writing = done.More, done.Left, written > taken
 	p.few = !done.More && taken+written+done.Left < peekMost
 	found := written + taken
+	p.filled, p.fill, p.between = began, 0, 0
 	if p.idle = 2*idle > found; p.idle {
-		next := min(found, idleMost)
-		p.filling = began.Add(idleShare * took * time.Duration(next) / time.Duration(found))
+		p.fill = took * time.Duration(min(found, idleMost)) / time.Duration(found)
 	}
 }
 

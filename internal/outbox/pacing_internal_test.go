@@ -20,7 +20,14 @@ func TestLooksAreAsOftenAsTheyMayBe(t *testing.T) {
 			began time.Time
 			took  time.Duration
 		}
-		var filled time.Time // when lanes may be filled on with what they don't need yet
+		// Lanes may be filled on with what they don't need yet ten times as long as
+		// it will take after it was begun; where others' events came, forty times,
+		// within a second.
+		var fill struct {
+			began   time.Time
+			takes   time.Duration
+			between bool
+		}
 		for range rapid.IntRange(1, 200).Draw(t, "looks") {
 			pending := rapid.SampledFrom([]int{0, 3 * concurrency, 4 * concurrency, 5 * concurrency}).Draw(t, "pending")
 			full := pending > 3*concurrency
@@ -30,6 +37,10 @@ func TestLooksAreAsOftenAsTheyMayBe(t *testing.T) {
 			hungry := rapid.Bool().Draw(t, "hungry")
 			plan, early := p.plan(now, pending, hungry)
 
+			filled := fill.began.Add(10 * fill.takes)
+			if fill.between {
+				filled = fill.began.Add(max(10*fill.takes, min(40*fill.takes, time.Second)))
+			}
 			due := now
 			ahead := full || now.Before(filled)
 			if ahead && last.Ahead {
@@ -73,13 +84,16 @@ func TestLooksAreAsOftenAsTheyMayBe(t *testing.T) {
 			began, took := now, time.Duration(rapid.Int64Range(1, int64(time.Second)).Draw(t, "took"))
 			idle := 0
 			if plan.ahead {
+				done.Taken = make([]*Event, rapid.IntRange(0, 1).Draw(t, "taken"))
 				last.Look, last.Assigned, last.began, last.took = look, done, began, took
+				fill.between = fill.between || len(done.Taken) > 0
 			} else {
 				done.Written = make([]int64, rapid.IntRange(0, plan.most).Draw(t, "written"))
+				fill.began, fill.takes, fill.between = began, 0, false
 				if idle = rapid.IntRange(0, len(done.Written)).Draw(t, "idle"); 2*idle > len(done.Written) {
-					filled = began.Add(10 * took)
+					fill.takes = took
 					if n := len(done.Written); n > idleMost { // the next one is shorter
-						filled = began.Add(10 * took * idleMost / time.Duration(n))
+						fill.takes = took * idleMost / time.Duration(n)
 					}
 				}
 			}
