@@ -88,6 +88,9 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 		j.view, err = h.Ledger.View(ctx, d.Event.LaneID, mediaID, i.Bucket, j.key)
 		return j.view.SettingsVersion, err
 	})
+	if ok && writes && unusable == nil {
+		result.Target = &ledger.PossibleWrite{LaneID: d.Event.LaneID, MediaID: mediaID, Key: j.key, Version: version}
+	}
 	if err != nil {
 		return nil, result, err
 	}
@@ -100,9 +103,6 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 		return nil, result, unusable
 	}
 	j.settings = found.Settings
-	if writes {
-		result.Target = &ledger.PossibleWrite{LaneID: d.Event.LaneID, MediaID: mediaID, Key: j.key, Version: version}
-	}
 	if j.view.Object.Newer(version, d.Event.Sequence) {
 		result.Outcome = outbox.Superseded
 		return nil, result, nil

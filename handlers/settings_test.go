@@ -4,8 +4,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ownbucket/ownbucket/handlers"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/integration"
+	"github.com/ownbucket/ownbucket/internal/ledger"
+	"github.com/ownbucket/ownbucket/internal/outbox"
 	"github.com/ownbucket/ownbucket/internal/stage"
 )
 
@@ -50,5 +56,28 @@ func TestSettingsThatChangedAreHeededAtOnce(t *testing.T) {
 		s.Await("its end", func() bool { return !strings.HasPrefix(s.Event(left).String(), "available") })
 		wantStates(t, p, []string{left}, "completed skipped")
 		wantContents(t, p, contents{})
+	})
+}
+
+// An attempt before it may have written: what it left is to be known, should
+// this one be the last.
+func TestALedgerThatCantBeReadHidesNoPossibleWrite(t *testing.T) {
+	eachStage(t, func(t *testing.T, s *stage.Stage) {
+		p := s.Customer(service, customer, "media")
+		away := dbtest.SQLite(t)
+		if err := away.Close(); err != nil {
+			t.Fatal(err)
+		}
+		h := &handlers.Handlers{Settings: s.Settings, Ledger: ledger.New(away)}
+		lane := p.Integration().LaneID
+		upload := p.Upload("m1", "a.txt", "one")
+		result, err := h.Upload(t.Context(), &outbox.Delivery{Event: &outbox.Event{LaneID: lane}}, upload)
+		if err == nil {
+			t.Fatal("a ledger that is closed was read")
+		}
+		want := &ledger.PossibleWrite{LaneID: lane, MediaID: "m1", Key: "media/a.txt", Version: upload.Version.Micros()}
+		if diff := cmp.Diff(want, result.Target); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
 	})
 }

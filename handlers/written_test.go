@@ -127,7 +127,7 @@ func TestTagsThatTheCustomerAddedDontStopARename(t *testing.T) {
 	})
 }
 
-// The minimum of calls: the design's table of events. A HEAD before a COPY is
+// The minimum of calls. A HEAD before a COPY is
 // for stand-ins, which ignore COPY's condition.
 func TestAFirstAttemptMakesTheFewestCalls(t *testing.T) {
 	cases := []struct {

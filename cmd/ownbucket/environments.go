@@ -77,7 +77,7 @@ type environmentsRetryFailed struct {
 }
 
 func (environmentsRetryFailed) Help() string {
-	return `Owes the failed media again, with all their attempts before them. What caused the failure must be mended first.
+	return `Copies the failed media again, each with all its attempts before it. What caused the failure must be mended first.
 
 Example:
   ownbucket environments retry-failed --service S1 --environment staging --reason "the role may read again"`

@@ -194,9 +194,10 @@ func (c eventsRetry) Run(ctx context.Context, a *app) error {
 type eventsDiscard struct{ bulk }
 
 func (eventsDiscard) Help() string {
-	return `Takes events in every state but running, completed and discarded; others that match are skipped. What a
-discarded event may have written is settled by its media's next event. Discarding an EnvironmentCreated gives up its
-copy. This can't be undone. A filter is required.
+	return `Takes events in every state but running, completed and discarded; others that match are skipped, and so are
+available ones of an environment that a worker has at hand, which may be running: pause the integration to hold them.
+What a discarded event may have written is settled by its media's next event. Discarding an EnvironmentCreated gives up
+its copy. This can't be undone. A filter is required.
 
 Examples:
   ownbucket events discard --state dead --error-code invalid_event --reason "published by a test" --dry-run

@@ -40,8 +40,8 @@ type integrationSet struct {
 func (integrationSet) Help() string {
 	return `Fields that aren't named stay as they are. What is checked: the form of every field, that nothing is stored under
 the settings if bucket, region or prefix change, and that the place is no other environment's. AWS is not asked: the
-connection test comes with a later release, and until then every change is applied as with --skip-test, which records
-the reason. A change of settings that are blocked is tried out at once by the worker.
+connection test comes with a later release, and until then every change is applied untested; with --skip-test the
+reason is kept with the settings. A change of settings that are blocked is tried out at once by the worker.
 
 Examples:
   ownbucket integration set --service S1 --bucket alpha-prod-assets --region ap-northeast-1 \
@@ -113,7 +113,8 @@ func (a *app) printIntegration(i integration.Integration) error {
 type integrationShow struct{ environmentFlags }
 
 func (integrationShow) Help() string {
-	return `The external ID is never shown. Locked settings can't move to another bucket, region or prefix.
+	return `The external ID is never shown. Locked settings can't move to another bucket, region, prefix or environment
+service ID.
 
 Examples:
   ownbucket integration show --service S1

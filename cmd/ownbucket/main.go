@@ -14,7 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// The exit codes are a contract (design section 9).
+// The exit codes are a contract.
 const (
 	exitDone   = 0
 	exitFailed = 1

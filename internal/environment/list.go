@@ -12,8 +12,8 @@ import (
 // ErrNotFound says that the environment was never made from another, or is gone.
 var ErrNotFound = errors.New("no such environment")
 
-// Listed is an environment's copy as operators see it. Its JSON is a contract
-// (design section 9).
+// Listed is an environment's copy as operators see it. Its JSON is a
+// contract.
 type Listed struct {
 	ServiceID           string `db:"service_id" json:"service_id"`
 	EnvironmentID       string `db:"environment_id" json:"environment_id"`

@@ -404,13 +404,16 @@ func TestReadsAreWithTheSettingsInForce(t *testing.T) {
 		// with returns the settings that the last read was with.
 		with := func() (last integration.Integration, exists bool) {
 			t.Helper()
-			last, exists, err := ours.With(t.Context(), lane, func(i integration.Integration) (int64, error) {
+			returned, exists, err := ours.With(t.Context(), lane, func(i integration.Integration) (int64, error) {
 				last = i
 				view, err := objects.View(t.Context(), lane, "media", i.Bucket, "key")
 				return view.SettingsVersion, err
 			})
 			if err != nil {
 				t.Fatal(err)
+			}
+			if diff := cmp.Diff(last, returned); exists && diff != "" {
+				t.Errorf("what was read with isn't what is returned:\n%s", diff)
 			}
 			return last, exists
 		}
@@ -460,19 +463,34 @@ func TestSettingsThatAreInForceAreNotReadAgain(t *testing.T) {
 	db := dbtest.PostgreSQL(t)
 	store := integration.New(db)
 	want := set(t, store, production("s"))
-	reads := 0
-	read := func(i integration.Integration) (int64, error) {
-		reads++
-		return i.RowVersion, nil
-	}
+	read := func(i integration.Integration) (int64, error) { return i.RowVersion, nil }
 	if _, ok, err := store.With(t.Context(), want.LaneID, read); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	ended, end := context.WithCancel(t.Context())
-	end()
-	// With this context no query could be answered.
-	got, ok, err := store.With(ended, want.LaneID, read)
-	if !ok || err != nil || got.Settings != want.Settings || reads != 2 {
-		t.Errorf("got %+v, %t, %v after %d reads", got.Settings, ok, err, reads)
+	if err := db.Close(); err != nil { // no query is answered any more
+		t.Fatal(err)
+	}
+	got, ok, err := store.With(t.Context(), want.LaneID, read)
+	if !ok || err != nil || got.Settings != want.Settings {
+		t.Errorf("got %+v, %t, %v", got.Settings, ok, err)
+	}
+}
+
+// What comes between the settings' reading and their user's is heeded, too.
+func TestSettingsThatChangeBeforeTheyAreUsedAreReadAgain(t *testing.T) {
+	t.Parallel()
+	db := dbtest.PostgreSQL(t)
+	store, objects := integration.New(db), ledger.New(db)
+	lane := set(t, store, production("s")).LaneID
+	var pinned []bool
+	_, _, err := store.With(t.Context(), lane, func(i integration.Integration) (int64, error) {
+		if pinned = append(pinned, i.PinFileNames); len(pinned) == 1 {
+			set(t, store, integration.Change{ServiceID: "s", PinFileNames: new(true)})
+		}
+		view, err := objects.View(t.Context(), lane, "media", i.Bucket, "key")
+		return view.SettingsVersion, err
+	})
+	if diff := cmp.Diff([]bool{false, true}, pinned); diff != "" || err != nil {
+		t.Errorf("pinned (-want +got):\n%s%v", diff, err)
 	}
 }

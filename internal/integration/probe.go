@@ -10,8 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// maxProbeDelay bounds the time between the probes of a blocked integration
-// (design: "backing off to 15 minutes").
+// maxProbeDelay bounds the time between the probes of a blocked integration.
 const maxProbeDelay = 15 * time.Minute
 
 // DueProbes leases up to n blocked integrations whose probe is due: for that

@@ -30,13 +30,14 @@ var (
 // (PostgreSQL) the bucket's name.
 type Store struct {
 	db *database.DB
-	// byLane answers what is asked before each event; nil means no settings.
+	// byLane answers those who ask at the same time; nil means no settings.
 	byLane *batch.Loader[int64, *Integration]
 	// recent are those that With remembers, by lane.
 	recent *lru.Cache[int64, Integration]
 }
 
-const maxRecent = 1024
+// maxRecent is as many lanes as a worker holds at most.
+const maxRecent = 4096
 
 // New returns the settings in that database.
 func New(db *database.DB) *Store {
@@ -92,28 +93,35 @@ func (s *Store) Of(ctx context.Context, laneID int64) (Integration, bool, error)
 	return ofLane(found, laneID, err)
 }
 
-// With calls read with a lane's settings, if there are any. Those may be
-// remembered ones: read returns which version of the settings' row it saw with
-// what it read itself, and is called again with fresh settings where that is
-// another. So it always works with settings that were in force when it read,
-// and they rarely cost a query of their own.
+// With calls read with a lane's settings, if there are any, and returns those of
+// the last call. They may be remembered ones: read returns which version of the
+// settings' row it saw with what it read itself, 0 where there is none, and is
+// called again with fresh settings where that is another. So they were in force
+// when it read, and rarely cost a query of their own. SQLite has no versions:
+// there they are read just before.
 func (s *Store) With(ctx context.Context, laneID int64, read func(Integration) (rowVersion int64, err error)) (Integration, bool, error) {
-	if known, ok := s.recent.Get(laneID); ok {
-		seen, err := read(known)
-		if err != nil || seen == known.RowVersion {
-			return known, true, err
+	settings, known := s.recent.Get(laneID)
+	for {
+		if !known {
+			s.recent.Remove(laneID)
+			var found bool
+			var err error
+			if settings, found, err = s.Of(ctx, laneID); err != nil || !found {
+				return Integration{}, false, err
+			}
 		}
-		s.recent.Remove(laneID)
+		seen, err := read(settings)
+		if err != nil {
+			return settings, true, err
+		}
+		if seen == settings.RowVersion {
+			if !known && seen != 0 {
+				s.recent.Add(laneID, settings)
+			}
+			return settings, true, nil
+		}
+		known = false
 	}
-	found, ok, err := s.Of(ctx, laneID)
-	if err != nil || !ok {
-		return Integration{}, false, err
-	}
-	if found.RowVersion != 0 {
-		s.recent.Add(laneID, found)
-	}
-	_, err = read(found)
-	return found, true, err
 }
 
 // ByLane reads a lane's integration, without WaitingEvents and Locked.

@@ -31,7 +31,7 @@ type pacing struct {
 	atEnd, news              bool
 	// filled is when the last ordinary look began, and fill what the next one will
 	// take, where it put events into lanes that don't need them yet. between is
-	// how many events looks ahead have found since.
+	// how many events looks ahead have taken since.
 	filled  time.Time
 	fill    time.Duration
 	between int

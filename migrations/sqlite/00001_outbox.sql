@@ -3,7 +3,7 @@
 
 -- +goose Up
 CREATE TABLE outbox (
-    -- What a publisher writes (design section 9). The table refuses NULLs,
+    -- What a publisher writes. The table refuses NULLs,
     -- non-UUIDs and non-JSON only, so that no publisher's transaction is
     -- aborted for its content.
     sequence           INTEGER PRIMARY KEY AUTOINCREMENT,
