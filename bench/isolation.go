@@ -19,7 +19,7 @@ const (
 )
 
 func isolationScenarios() []scenario {
-	return []scenario{{"isolation", isolation}, {"isolation/onset", onset}}
+	return []scenario{{"isolation", isolation}, {"isolation/onset", onset}, {"isolation/bulk", bulk}}
 }
 
 // tenancy is an installation of its own with its worker, where as many

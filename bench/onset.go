@@ -4,13 +4,44 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/ownbucket/ownbucket/internal/integration"
 )
+
+// beside is how many customers something suddenly happens to.
+const beside = 8
 
 // onset has the buckets of integrations hang that are busy with as many events
 // at once as they may be, and looks at the others from then on.
 func onset(ctx context.Context, e *environment) ([]row, error) {
-	const name, busy = "isolation/onset", 8
-	each := pick(e.scale, 3000, waiting)
+	return suddenly(ctx, e, "isolation/onset", "none hangs", "8 began to hang", func(t *tenancy, each int) error {
+		if err := t.publishUploads(ctx, "beside", beside, uploadSize, 1, beside*each); err != nil {
+			return err
+		}
+		if err := t.busy(ctx, beside); err != nil {
+			return err
+		}
+		return t.aws.behave(inAWS, besides()...)
+	})
+}
+
+// bulk has paused customers publish all at once, and looks at the others from
+// then on.
+func bulk(ctx context.Context, e *environment) ([]row, error) {
+	return suddenly(ctx, e, "isolation/bulk", "nothing published", "8 paused ones published much", func(t *tenancy, each int) error {
+		settings := integration.New(t.db)
+		for _, service := range besides() {
+			if err := settings.Pause(ctx, service, "", "bench", "a benchmark"); err != nil {
+				return err
+			}
+		}
+		return t.publishUploads(ctx, "beside", beside, uploadSize, 1, beside*each)
+	})
+}
+
+// suddenly compares the others' events before and after something happens to
+// customers, to each with as many events, while the worker runs.
+func suddenly(ctx context.Context, e *environment, name, before, after string, happen func(t *tenancy, each int) error) ([]row, error) {
 	aws, root, err := startSite(e, uploadSize)
 	if err != nil {
 		return nil, err
@@ -19,7 +50,7 @@ func onset(ctx context.Context, e *environment) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := t.addCustomers(ctx, "busy", busy); err != nil {
+	if err := t.addCustomers(ctx, "beside", beside); err != nil {
 		return nil, err
 	}
 	if err := aws.behave(inAWS); err != nil {
@@ -35,30 +66,30 @@ func onset(ctx context.Context, e *environment) ([]row, error) {
 	go func() { stopped <- t.work(working) }()
 
 	slice := pick(e.scale, 2*time.Second, 8*time.Second)
-	before, err := t.loaded(ctx, capacity/2, slice)
+	first, err := t.loaded(ctx, capacity/2, slice)
 	if err != nil {
 		return nil, err
 	}
-	if err := t.publishUploads(ctx, "busy", busy, uploadSize, 1, busy*each); err != nil {
+	if err := happen(t, pick(e.scale, 3000, waiting)); err != nil {
 		return nil, err
 	}
-	if err := t.busy(ctx, busy); err != nil {
-		return nil, err
-	}
-	hung := make([]string, busy)
-	for k := range hung {
-		hung[k] = fmt.Sprintf("busy-%d", k)
-	}
-	if err := aws.behave(inAWS, hung...); err != nil {
-		return nil, err
-	}
-	after, err := t.loaded(ctx, capacity/2, slice)
+	then, err := t.loaded(ctx, capacity/2, slice)
 	if err != nil {
 		return nil, err
 	}
 	stop()
-	rows := append(latencyRows(name, "none hangs", before, capacity/2), latencyRows(name, "8 began to hang", after, capacity/2)...)
+	rows := append(latencyRows(name, before, first, capacity/2), latencyRows(name, after, then, capacity/2)...)
 	return compare(rows, 2), <-stopped
+}
+
+// besides names the services of those customers, which are their buckets'
+// names, too.
+func besides() []string {
+	names := make([]string, beside)
+	for k := range names {
+		names[k] = fmt.Sprintf("beside-%d", k)
+	}
+	return names
 }
 
 // loaded is the latency of a load.
@@ -73,12 +104,12 @@ func (t *tenancy) loaded(ctx context.Context, rate float64, during time.Duration
 	return t.latency(ctx, above)
 }
 
-// busy waits until each of the busy integrations has made some progress, and
-// all their events are in their lanes.
+// busy waits until each of those integrations has made some progress, and all
+// their events are in their lanes.
 func (t *tenancy) busy(ctx context.Context, integrations int) error {
 	return t.until(ctx, `
 		SELECT NOT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL) AND ? <= (
 			SELECT count(*) FROM (SELECT 1 FROM {lanes} l JOIN {outbox} e ON e.lane_id = l.lane_id
-				WHERE starts_with(l.service_id, 'busy') AND e.outcome = 'done'
+				WHERE starts_with(l.service_id, 'beside') AND e.outcome = 'done'
 				GROUP BY l.lane_id HAVING count(*) > 100) AS lanes)`, integrations)
 }

@@ -232,11 +232,12 @@ type batch struct {
 	// open has the transactions that had written to the outbox, and had not
 	// ended, before anything was found.
 	open []string
-	// hidden has the environments of which a look ahead walks over an event, and
-	// top the last sequence that was given before open was read.
-	hidden map[environment]bool
-	top    int64
-	done   Assigned
+	// hidden has the environments of which a look ahead walks over an event, held
+	// those of them whose lanes are, and top the last sequence that was given
+	// before open was read.
+	hidden, held map[environment]bool
+	top          int64
+	done         Assigned
 }
 
 // find reads events that are not assigned.

@@ -104,6 +104,33 @@ func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 	}
 }
 
+// However many events wait that were published after its plan was made.
+func TestEndingAnEventReadsThatEvent(t *testing.T) {
+	t.Parallel()
+	const plans, many, few = 10, 3000, 20
+	for name, verdict := range map[string]outbox.Verdict{"completed": done, "waits for a retry": retryIn(time.Hour)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, dbtest.PostgreSQL(t))
+			w.db.SetMaxOpenConns(1) // whose statistics are the test's
+			list := w.publishMany("a", plans+1)
+			w.assign()
+			lane := w.claimOne("w")
+			for _, sequence := range list[:plans] {
+				w.settle(lane, sequence, verdict)
+			}
+			last := w.event(lane.LaneID, list[plans])
+			w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data)
+				SELECT gen_random_uuid(), 'MediaDeleted', 'bulk', '{}' FROM generate_series(1, CAST(? AS integer)) AS i`, many)
+			before := w.readRows()
+			w.settleEvent(lane, last, verdict)
+			if read := w.readRows() - before; read > few {
+				t.Errorf("%d rows were read", read)
+			}
+		})
+	}
+}
+
 // Events that are found one by one as they are announced don't keep looks from
 // moving on: each look would walk over all that those before it found.
 func TestLooksMoveOnWhereEachEventIsAnnounced(t *testing.T) {

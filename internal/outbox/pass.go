@@ -20,7 +20,8 @@ import (
 //
 // Within an environment nothing may be found before what comes first. So one
 // of which an event was walked over is hidden from then on. Once the worker
-// could do more of it, the pass goes back to where that began.
+// could do more of it, the pass goes back to where that began. One whose lane is
+// held is walked over, too, and looked at again now and then.
 type pass struct {
 	walk sweep
 	// stretch is how many events the next look of it walks over, usual how many
@@ -31,6 +32,8 @@ type pass struct {
 	// hidden has the sequences above which to look for events of environments
 	// that the walk goes past.
 	hidden map[environment]int64
+	// held has when those of them were looked at whose lanes were held.
+	held map[environment]time.Time
 	// back is the way back that is under way, nil if none is. Every other look
 	// goes on with it, the others with the walk.
 	back   *wayBack
@@ -58,6 +61,8 @@ const (
 	// ordinary looks.
 	passShare = 4
 	backShare = 20
+	// heldPause is how long an environment whose lane was held isn't gone back for.
+	heldPause = time.Second
 )
 
 // goesBack tells whether this look is one of a way back. It begins one where
@@ -77,7 +82,7 @@ func (p *pass) wayBack(now time.Time, look Look) *wayBack {
 	}
 	back := &wayBack{passed: p.walk.passed, of: make(map[environment]bool)}
 	for env, after := range p.hidden {
-		if !look.Enough(env.serviceID, env.environmentID) {
+		if now.Sub(p.held[env]) >= heldPause && !look.Enough(env.serviceID, env.environmentID) {
 			back.of[env], back.passed = true, min(back.passed, after)
 		}
 	}
@@ -116,12 +121,20 @@ func (p *pass) next(back bool) stretch {
 	return stretch{after: p.walk.passed, to: math.MaxInt64, most: p.stretch, list: environmentRows(maps.Keys(p.hidden))}
 }
 
+// hide notes the environments that a look from there walked over.
+func (p *pass) hide(b *batch, from int64) {
+	for env := range b.hidden {
+		p.hidden[env] = from
+	}
+	for env := range b.held {
+		p.held[env] = time.Now()
+	}
+}
+
 // walked notes a look of the walk.
 func (p *pass) walked(b *batch) {
 	before := p.walk.passed
-	for env := range b.hidden {
-		p.hidden[env] = before
-	}
+	p.hide(b, before)
 	p.walk.looked(b.open, b.highest, !b.done.More)
 	p.walk.saw(b.top)
 	p.complete = !b.done.More
@@ -136,8 +149,8 @@ func (p *pass) walked(b *batch) {
 // cameBack notes a look of the way back.
 func (p *pass) cameBack(b *batch, began time.Time) {
 	back := p.back
+	p.hide(b, back.passed)
 	for env := range b.hidden {
-		p.hidden[env] = back.passed
 		delete(back.of, env)
 	}
 	back.passed = max(back.passed, b.highest)
@@ -162,7 +175,7 @@ func (s *Store) assignAhead(ctx context.Context, look Look) (Assigned, error) {
 	}
 	next := p.next(goesBack)
 	b, err := s.assign(ctx, look, func(tx *sqlx.Tx, b *batch) error {
-		b.hidden = make(map[environment]bool)
+		b.hidden, b.held = make(map[environment]bool), make(map[environment]bool)
 		return s.findAhead(ctx, tx, b, next)
 	})
 	s.mu.Lock()
@@ -185,7 +198,9 @@ func (s *Store) currentPass() *pass {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pass == nil {
-		s.pass = &pass{hidden: make(map[environment]int64), stretch: s.stretch, usual: s.stretch}
+		s.pass = &pass{
+			hidden: make(map[environment]int64), held: make(map[environment]time.Time), stretch: s.stretch, usual: s.stretch,
+		}
 	}
 	p := s.pass
 	p.walk.passed = max(p.walk.passed, s.sweep.passed)

@@ -220,6 +220,33 @@ func TestALookAheadLeavesWhatAnotherWorkerHolds(t *testing.T) {
 	})
 }
 
+// What a customer publishes whose lane is held isn't written either, and found
+// once the lane is released.
+func TestALookAheadWalksOverWhatIsHeld(t *testing.T) {
+	each(t, func(w *world) {
+		w.store.WalkBy(10)
+		found := w.publish("paused", touch("a"))
+		w.ahead(5, nil)
+		w.exec(`UPDATE {lanes} SET held = true WHERE service_id = 'paused'`)
+		paused := w.publishMany("paused", 25)
+		small := w.publish("small", touch("a"))
+		look := func() {
+			w.t.Helper()
+			found = append(found, sequences(w.aheadIf(true, 5, found).Taken)...)
+			if got := w.assigned(); len(got) > 0 {
+				w.t.Fatalf("%d events were written", len(got))
+			}
+		}
+		for !slices.Contains(found, small[0]) {
+			look()
+		}
+		w.exec(`UPDATE {lanes} SET held = false WHERE service_id = 'paused'`)
+		for !slices.Contains(found, paused[24]) {
+			look()
+		}
+	})
+}
+
 // Whatever transactions do, and whatever there is enough of, events of one
 // environment are found in the order in which they are visible.
 func TestLooksAheadFindWhatIsVisibleInItsOrder(t *testing.T) {
@@ -233,8 +260,11 @@ func TestLooksAheadFindWhatIsVisibleInItsOrder(t *testing.T) {
 			}
 			if rapid.Bool().Draw(t, "passes end") {
 				actions["look"], actions["let go"] = p.look, p.letGo
+			} else {
+				actions["hold or release"] = p.hold // other looks write what is held
 			}
 			t.Repeat(actions)
+			w.exec(`UPDATE {lanes} SET held = false`)
 			p.findTheRest()
 			w.exec(`DELETE FROM {outbox}`)
 			w.exec(`DELETE FROM {lanes}`)
@@ -364,6 +394,11 @@ func (p *aheadPlay) letGo(t *rapid.T) {
 		}
 	}
 	p.store.Refind(sequence)
+}
+
+func (p *aheadPlay) hold(t *rapid.T) {
+	service := rapid.SampledFrom(aheadServices).Draw(t, "service")
+	p.exec(`UPDATE {lanes} SET held = NOT held WHERE service_id = ?`, service)
 }
 
 func (p *aheadPlay) serviceOf(sequence int64) string {

@@ -120,6 +120,8 @@ func (p *placing) decide(a *assignment) {
 	case p.hidden[a.environment]:
 	case p.takes(lane, a):
 		p.taken = append(p.taken, a)
+	case p.look.Ahead && lane.Held:
+		p.hidden[a.environment], p.held[a.environment] = true, true
 	case p.look.Ahead && p.heldByOther(lane):
 		p.hidden[a.environment] = true
 	case p.leaves(lane, a):
