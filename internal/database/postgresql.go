@@ -102,11 +102,11 @@ func chooseExecMode(ctx context.Context, config *pgx.ConnConfig, o opening) (err
 // planning keeps the plans of prepared statements good however the tables grow
 // after they were made: each of our queries is written for an index. Without
 // statistics, or while a table is nearly empty, the planner would rather read
-// it from end to end, and would go on doing so: by its index, too, where it takes
-// what remains for a row or two, unless a row costs more than usual.
+// it from end to end, and would go on doing so: by its primary key, too, where it
+// takes what a condition leaves for a row or two, unless index entries are dear.
 var planning = map[string]string{
 	"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off",
-	"cpu_tuple_cost": "1", "cpu_index_tuple_cost": "0.5",
+	"cpu_index_tuple_cost": "1",
 }
 
 func (db *DB) checkServer(ctx context.Context) error {
