@@ -45,7 +45,7 @@ func newWorld(t testing.TB, db *database.DB) *world {
 // another is a second worker's view of the same outbox.
 func (w *world) another() *outbox.Store { return outbox.New(w.db, &recorder{db: w.db}) }
 
-const createEffects = `CREATE TABLE {effects} (position integer, sequence bigint, worker text)`
+const createEffects = `CREATE TABLE {effects} (position integer, sequence bigint, worker text, started bigint)`
 
 // recorder stands for the ledger: it keeps, in the transaction that settles,
 // which events were completed, in which order and by whom.
@@ -66,8 +66,12 @@ func (r *recorder) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Se
 		if st.Kind != outbox.Complete || st.Outcome == outbox.Superseded {
 			continue
 		}
-		if _, err := tx.ExecContext(ctx, r.db.SQL(`INSERT INTO {effects} (position, sequence, worker)
-			SELECT coalesce(max(position), 0) + 1, ?, ? FROM {effects}`), st.Event.Sequence, st.Worker); err != nil {
+		// The same attempt's end comes again where the answer to its commit was lost.
+		started := st.Started.UnixNano()
+		if _, err := tx.ExecContext(ctx, r.db.SQL(`INSERT INTO {effects} (position, sequence, worker, started)
+			SELECT coalesce(max(position), 0) + 1, CAST(? AS bigint), CAST(? AS text), CAST(? AS bigint) FROM {effects}
+			HAVING NOT EXISTS (SELECT 1 FROM {effects} WHERE sequence = ? AND started = ?)`),
+			st.Event.Sequence, st.Worker, started, st.Event.Sequence, started); err != nil {
 			return err
 		}
 		if st.Event.Type == events.EnvironmentDeletedType {
