@@ -127,8 +127,8 @@ func TestTagsThatTheCustomerAddedDontStopARename(t *testing.T) {
 	})
 }
 
-// The minimum of calls. A HEAD before a COPY is
-// for stand-ins, which ignore COPY's condition.
+// The minimum of calls. A HEAD before a COPY is for stand-ins, which ignore
+// COPY's condition.
 func TestAFirstAttemptMakesTheFewestCalls(t *testing.T) {
 	cases := []struct {
 		name   string

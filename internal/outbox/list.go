@@ -13,8 +13,8 @@ import (
 // ErrNotFound says that there is no event of that ID.
 var ErrNotFound = errors.New("no such event")
 
-// Listed is an event as operators see it. Its JSON is a contract:
-// unknown fields are absent.
+// Listed is an event as operators see it. Its JSON is a contract: unknown
+// fields are absent.
 type Listed struct {
 	Sequence      int64      `json:"sequence"`
 	EventID       string     `json:"event_id"`

@@ -30,11 +30,11 @@ type pacing struct {
 	ahead, hungry, announced time.Time
 	atEnd, news              bool
 	// filled is when the last ordinary look began, and fill what the next one will
-	// take, where it put events into lanes that don't need them yet. between is
-	// how many events looks ahead have taken since.
+	// take, where it put events into lanes that don't need them yet. between: a
+	// look ahead has taken events since.
 	filled  time.Time
 	fill    time.Duration
-	between int
+	between bool
 }
 
 const (
@@ -111,7 +111,7 @@ func (p *pacing) next(full, hungry bool) time.Time {
 // filling is when to go on putting events into lanes that don't need them yet.
 func (p *pacing) filling() time.Time {
 	pause := idleShare * p.fill
-	if p.between > 0 {
+	if p.between {
 		pause = max(pause, min(busyShare*p.fill, busyMost))
 	}
 	return p.filled.Add(pause)
@@ -130,7 +130,7 @@ func (p *pacing) looked(look Look, done Assigned, idle int, began, ended time.Ti
 	took := ended.Sub(began)
 	if look.Ahead {
 		p.behind, p.atEnd = true, done.AtEnd
-		p.between += len(done.Taken)
+		p.between = p.between || len(done.Taken) > 0
 		p.few = done.AtEnd && !done.More && len(done.Taken)+len(done.Written) < peekMost
 		p.announced = began.Add(2 * took)
 		p.ahead = began.Add(max(p.flow.pause(), passShare*took))
@@ -143,7 +143,7 @@ func (p *pacing) looked(look Look, done Assigned, idle int, began, ended time.Ti
 	p.behind, p.left, p.writing = done.More, done.Left, written > taken
 	p.few = !done.More && taken+written+done.Left < peekMost
 	found := written + taken
-	p.filled, p.fill, p.between = began, 0, 0
+	p.filled, p.fill, p.between = began, 0, false
 	if p.idle = 2*idle > found; p.idle {
 		p.fill = took * time.Duration(min(found, idleMost)) / time.Duration(found)
 	}

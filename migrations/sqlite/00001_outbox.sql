@@ -3,9 +3,8 @@
 
 -- +goose Up
 CREATE TABLE outbox (
-    -- What a publisher writes. The table refuses NULLs,
-    -- non-UUIDs and non-JSON only, so that no publisher's transaction is
-    -- aborted for its content.
+    -- What a publisher writes. The table refuses NULLs, non-UUIDs and non-JSON
+    -- only, so that no publisher's transaction is aborted for its content.
     sequence           INTEGER PRIMARY KEY AUTOINCREMENT,
     event_id           TEXT   NOT NULL COLLATE NOCASE CONSTRAINT outbox_event_id_key UNIQUE
         CHECK (event_id GLOB replace('HHHHHHHH-HHHH-HHHH-HHHH-HHHHHHHHHHHH', 'H', '[0-9A-Fa-f]')),
