@@ -2,8 +2,11 @@ package outbox_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
@@ -104,30 +107,81 @@ func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 	}
 }
 
-// However many events wait that were published after its plan was made.
-func TestEndingAnEventReadsThatEvent(t *testing.T) {
+// However many events came after the plans were made, and however few there were
+// when the planner's statistics were.
+func TestEachStepReadsItsEventOnly(t *testing.T) {
 	t.Parallel()
-	const plans, many, few = 10, 3000, 20
-	for name, verdict := range map[string]outbox.Verdict{"completed": done, "waits for a retry": retryIn(time.Hour)} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, dbtest.PostgreSQL(t))
-			w.db.SetMaxOpenConns(1) // whose statistics are the test's
-			list := w.publishMany("a", plans+1)
-			w.assign()
-			lane := w.claimOne("w")
-			for _, sequence := range list[:plans] {
-				w.settle(lane, sequence, verdict)
+	const plans, many, few = 10, 3000, 40
+	settle := func(verdict outbox.Verdict) func(w *world, lane outbox.Lane, e *outbox.Event) {
+		return func(w *world, lane outbox.Lane, e *outbox.Event) { w.settleEvent(lane, e, verdict) }
+	}
+	for _, step := range []struct {
+		name  string
+		taken bool
+		does  func(w *world, lane outbox.Lane, e *outbox.Event)
+	}{
+		{"it completes", false, settle(done)},
+		{"it completes, only taken", true, settle(done)},
+		{"it is to be retried", false, settle(retryIn(time.Hour))},
+		{"it is to be retried, only taken", true, settle(retryIn(time.Hour))},
+		{"it is put into its lane", true, func(w *world, lane outbox.Lane, e *outbox.Event) {
+			if err := w.store.Write(w.t.Context(), []outbox.Holding{holdingOf(lane)}, []*outbox.Event{e}); err != nil {
+				w.t.Fatal(err)
 			}
-			last := w.event(lane.LaneID, list[plans])
-			w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data)
-				SELECT gen_random_uuid(), 'MediaDeleted', 'bulk', '{}' FROM generate_series(1, CAST(? AS integer)) AS i`, many)
-			before := w.readRows()
-			w.settleEvent(lane, last, verdict)
-			if read := w.readRows() - before; read > few {
-				t.Errorf("%d rows were read", read)
+		}},
+		{"it is marked as running", false, func(w *world, lane outbox.Lane, e *outbox.Event) {
+			if err := w.store.MarkRunning(w.t.Context(), []outbox.Holding{holdingOf(lane)}, []*outbox.Event{e}); err != nil {
+				w.t.Fatal(err)
 			}
-		})
+		}},
+		{"it holds back others, and lets go of them", false, func(w *world, lane outbox.Lane, e *outbox.Event) {
+			w.park(lane, []*outbox.Event{e})
+			e.Holding = true
+			w.settleEvent(lane, e, done)
+		}},
+	} {
+		for _, analyzed := range []int{0, 20, 100, 10_000} {
+			t.Run(fmt.Sprintf("%s, of %d analyzed", step.name, analyzed), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, dbtest.PostgreSQL(t))
+				w.db.SetMaxOpenConns(1) // whose statistics are the test's
+				if analyzed > 0 {
+					w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data, lane_id, state, outcome, finished_at)
+						SELECT gen_random_uuid(), 'MediaDeleted', 'a', '{}', 0, 'completed', 'done', {now}
+						FROM generate_series(1, CAST(? AS integer)) AS i`, analyzed)
+					w.exec(`ANALYZE`)
+				}
+				list := w.publishMany("a", plans+1)
+				var lane outbox.Lane
+				var waiting []*outbox.Event
+				if step.taken {
+					found := w.take("w")
+					lane, waiting = found.Claimed[0].Lane, found.Taken
+				} else {
+					w.assign()
+					lane = w.claimOne("w")
+					waiting = w.read(lane.LaneID)
+				}
+				if diff := cmp.Diff(list, sequences(waiting)); diff != "" {
+					t.Fatal(diff)
+				}
+				for _, e := range waiting[:plans] {
+					step.does(w, lane, e)
+				}
+				w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data)
+					SELECT gen_random_uuid(), 'MediaDeleted', 'bulk', '{}' FROM generate_series(1, CAST(? AS integer)) AS i`, many)
+				w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data, lane_id, state, holding, parked, next_attempt_at)
+					SELECT gen_random_uuid(), 'MediaDeleted', 'bulk', '{}', 0, 'retryable', true, true, {now} + 3600000000
+					FROM generate_series(1, CAST(? AS integer)) AS i`, many)
+				w.exec(`INSERT INTO {holds} (lane_id, resource, sequence) SELECT 0, 'm:' || i, i
+					FROM generate_series(1, CAST(? AS integer)) AS i`, many)
+				before := w.readRows()
+				step.does(w, lane, waiting[plans])
+				if read := w.readRows() - before; read > few {
+					t.Errorf("%d rows were read", read)
+				}
+			})
+		}
 	}
 }
 
@@ -154,6 +208,5 @@ func (w *world) readRows() int64 {
 	w.t.Helper()
 	w.exec(`SELECT pg_stat_force_next_flush()`)
 	return one[int64](w, `SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_read, 0))
-		FROM pg_stat_user_tables t JOIN (SELECT relid, sum(idx_tup_read) AS idx_tup_read FROM pg_stat_user_indexes GROUP BY relid) i USING (relid)
-		WHERE relname IN ('outbox', 'lanes')`)
+		FROM pg_stat_user_tables t JOIN (SELECT relid, sum(idx_tup_read) AS idx_tup_read FROM pg_stat_user_indexes GROUP BY relid) i USING (relid)`)
 }

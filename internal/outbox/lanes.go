@@ -336,7 +336,8 @@ func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event
 			UPDATE {outbox} SET state = 'running' WHERE sequence `+s.db.In(`
 				SELECT e.sequence FROM {outbox} e JOIN {rows v(sequence bigint, recorded_count integer)}
 				ON e.sequence = v.sequence AND e.recorded_count = v.recorded_count
-				WHERE e.state = 'available' AND NOT e.parked AND e.lane_id IS NOT NULL `+s.skipLocked("e")), list)
+				WHERE `+database.Unplanned(`e.state = 'available' AND NOT e.parked AND e.lane_id IS NOT NULL`)+` `+
+			s.skipLocked("e")), list)
 	})
 	if err != nil {
 		return fmt.Errorf("mark running events: %w", err)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/database"
 )
 
 // LaneState is a lane as an assigning look finds it.
@@ -281,7 +283,7 @@ func (s *Store) write(ctx context.Context, tx *sqlx.Tx, written []*assignment) e
 			finished_at = CASE WHEN v.state = 'dead' THEN {now} END
 		FROM {rows v(sequence bigint, lane_id bigint, media_id text, version bigint, resources text,
 			state text, error_class text, error_code text, error text, requeued boolean)}
-		WHERE e.sequence = v.sequence AND e.lane_id IS NULL`, written); err != nil {
+		WHERE e.sequence = v.sequence AND `+database.Unplanned(`e.lane_id IS NULL`), written); err != nil {
 		return err
 	}
 	type woken struct {
