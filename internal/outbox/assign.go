@@ -31,9 +31,10 @@ type Look struct {
 	// Carried lists the events above a sequence that the worker took before
 	// and that were not written since.
 	Carried func(after int64) []int64
-	// Take tells whether the worker takes an event of that lane, as it stands in
-	// the database. Where it is nil, none is taken.
-	Take func(lane *LaneState) bool
+	// Take begins to decide which events the worker takes, each by its lane as it
+	// stands in the database; a look that is tried again begins anew. Where it is
+	// nil, none is taken.
+	Take func() func(lane *LaneState) bool
 	// Ahead makes it a look past what there is no room for (see pass). Enough
 	// tells of an environment that the worker has enough of its events, and
 	// Hungry that slots are free which what is in memory can't use.

@@ -129,7 +129,7 @@ func TestWhatTheGracePeriodCutsOffLosesNoAttempt(t *testing.T) {
 		h := newHands()
 		worker := start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Grace = time.Millisecond }), h.handle)
 		w.await("it runs", func() bool { return h.runs(event) })
-		w.await("the lane was read to its end", func() bool { return w.status(1).Wake > 0 })
+		w.await("it was put into its lane", func() bool { return len(w.assigned()) == 1 })
 		if err := worker.stop(); err != nil {
 			w.t.Fatal(err)
 		}

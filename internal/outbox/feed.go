@@ -151,30 +151,42 @@ const takenWindows = 4
 
 // taker decides, event by event, whether there is room for it: in all, and in
 // the window of its lane.
-func (s *Subscriber) taker(room int) func(*LaneState) bool {
-	newLanes := maxLanes - len(s.lanes)
-	took := make(map[int64]int)
-	return func(found *LaneState) bool {
+func (s *Subscriber) taker(room int) func() func(*LaneState) bool {
+	return func() func(*LaneState) bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		n := took[found.LaneID]
-		switch l := s.lanes[found.LaneID]; {
-		case room <= 0:
-			return false
-		case l != nil:
-			if !l.current(found) || n+len(l.schedule.pending) >= takenWindows*l.window() {
-				return false
-			}
-			l.feeding = true
-		case !found.Free() || n >= takenWindows*smallestWindow || n == 0 && newLanes <= 0:
-			return false
-		case n == 0:
-			newLanes--
-		}
-		room--
-		took[found.LaneID]++
-		return true
+		t := &taking{subscriber: s, room: room, newLanes: maxLanes - len(s.lanes), took: make(map[int64]int)}
+		return t.takes
 	}
+}
+
+// taking is the room that is left while a look decides.
+type taking struct {
+	subscriber     *Subscriber
+	room, newLanes int
+	took           map[int64]int // by lane
+}
+
+func (t *taking) takes(found *LaneState) bool {
+	t.subscriber.mu.Lock()
+	defer t.subscriber.mu.Unlock()
+	n := t.took[found.LaneID]
+	switch l := t.subscriber.lanes[found.LaneID]; {
+	case t.room <= 0:
+		return false
+	case l != nil:
+		if !l.current(found) || n+len(l.schedule.pending) >= takenWindows*l.window() {
+			return false
+		}
+		l.feeding = true
+	case !found.Free() || n >= takenWindows*smallestWindow || n == 0 && t.newLanes <= 0:
+		return false
+	case n == 0:
+		t.newLanes--
+	}
+	t.room--
+	t.took[found.LaneID]++
+	return true
 }
 
 // pending is how many events wait in memory, but for those of lanes that don't

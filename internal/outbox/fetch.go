@@ -271,7 +271,8 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 	s.mu.Lock()
 	for _, l := range s.lanes {
 		j := job{lane: l, holding: l.holding()}
-		if j.waiting, j.doubt = l.schedule.unchecked(); len(j.waiting) == 0 && l.refill && len(l.schedule.pending) >= l.window()/2 {
+		more := l.refill || s.pacing.behind
+		if j.waiting, j.doubt = l.schedule.unchecked(); len(j.waiting) == 0 && more && len(l.schedule.pending) >= l.window()/2 {
 			j.doubt = 0
 			j.running, j.waiting = l.schedule.stuck(now)
 		}

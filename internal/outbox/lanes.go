@@ -109,7 +109,7 @@ func (s *Store) assignEarlier(ctx context.Context, tx *sqlx.Tx, lanes []Lane) er
 			list = append(list, a)
 		}
 	}
-	return s.write(ctx, tx, list)
+	return s.write(ctx, tx, list, toBeRead)
 }
 
 // VoidLeases lets every lease lapse at once. Only who knows that no other
@@ -239,7 +239,7 @@ func (s *Store) Release(ctx context.Context, held []Holding, taken []*Event) err
 		if _, err := s.lockLanes(ctx, tx, heldIDs(held), false); err != nil {
 			return err
 		}
-		if err := s.writeTaken(ctx, tx, taken); err != nil {
+		if err := s.writeTaken(ctx, tx, taken, toBeRead); err != nil {
 			return err
 		}
 		return s.exec(ctx, tx, `

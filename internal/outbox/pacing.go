@@ -72,7 +72,7 @@ type plan struct {
 // events in memory that wait for a slot; hungry tells that slots are free which
 // those can't use.
 func (p *pacing) plan(now time.Time, pending int, hungry bool) (plan, time.Duration) {
-	budget := max(4*p.concurrency, p.flow.recently(now)) // more would be written after all (writeSlow)
+	budget := p.budget(now, hungry)
 	room := budget - pending
 	full := room < budget/4
 	if full || now.Before(p.filling()) {
@@ -90,6 +90,18 @@ func (p *pacing) plan(now time.Time, pending int, hungry bool) (plan, time.Durat
 		most = min(most, idleMost)
 	}
 	return plan{room: room, most: most}, 0
+}
+
+// budget is how many events are to wait in memory: as many as end in a tenth of a
+// second, since what waits for much longer is written after all (writeSlow). More
+// while slots are free, or nothing is known yet: they may have to wait for each
+// other.
+func (p *pacing) budget(now time.Time, hungry bool) int {
+	recently := p.flow.recently(now)
+	if hungry || recently == 0 {
+		return max(4*p.concurrency, recently)
+	}
+	return max(p.concurrency, recently)
 }
 
 // next is when to look ahead, or otherwise where there is room. What is

@@ -40,8 +40,21 @@ func lookAhead(hungry bool, most int, carried []int64, enough ...string) outbox.
 }
 
 // takeAll has room in every lane.
-func takeAll(lane *outbox.LaneState) bool {
-	return lane.Free() || lane.LeasedBy != nil && *lane.LeasedBy == "w" && lane.Current(lane.Token, lane.Wake)
+func takeAll() func(*outbox.LaneState) bool {
+	return func(lane *outbox.LaneState) bool {
+		return lane.Free() || lane.LeasedBy != nil && *lane.LeasedBy == "w" && lane.Current(lane.Token, lane.Wake)
+	}
+}
+
+// takeUpTo has room for n events of such lanes.
+func takeUpTo(n int) func() func(*outbox.LaneState) bool {
+	return func() func(*outbox.LaneState) bool {
+		room, takes := n, takeAll()
+		return func(lane *outbox.LaneState) bool {
+			room--
+			return room >= 0 && takes(lane)
+		}
+	}
 }
 
 // What one customer publishes at once doesn't hide what another does, and

@@ -49,6 +49,7 @@ func (s *Store) Peek(ctx context.Context, look Look) (done Assigned, ok bool, er
 		ORDER BY e.sequence`), after, carried, peekMost); err != nil {
 		return Assigned{}, false, fmt.Errorf("look for new events: %w", err)
 	}
+	takes := look.Take()
 	for i := range found {
 		f := &found[i]
 		if _, hides := hidden[environment{f.ServiceID, f.EnvironmentID}]; hides && f.Type != events.EnvironmentCreatedType {
@@ -59,7 +60,7 @@ func (s *Store) Peek(ctx context.Context, look Look) (done Assigned, ok bool, er
 			EnvironmentID: f.EnvironmentID, Data: f.Data, Metadata: f.Metadata, CreatedAt: f.CreatedAt, LaneID: f.LaneID,
 		})
 		mine := f.LeasedBy != nil && *f.LeasedBy == look.Worker
-		if len(found) < f.Fresh || a.State == Dead || a.order[0] == Everything || !mine || !look.Take(&f.LaneState) {
+		if len(found) < f.Fresh || a.State == Dead || a.order[0] == Everything || !mine || !takes(&f.LaneState) {
 			return Assigned{}, false, nil
 		}
 		done.Taken = append(done.Taken, a.taken())

@@ -71,6 +71,9 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 		return err
 	}
 	p := &placing{batch: b, lanes: lanes, now: now, behind: make(map[int64]bool)}
+	if b.look.Take != nil {
+		p.room = b.look.Take()
+	}
 	for _, a := range b.found {
 		a.event.LaneID = b.known[a.environment]
 		p.decide(a)
@@ -80,7 +83,7 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 	free := p.free()
 	following, written := split(p.written, func(a *assignment) bool { return slices.Contains(free, a.event.LaneID) })
 	p.written = written
-	if err := s.write(ctx, tx, p.written); err != nil {
+	if err := s.write(ctx, tx, p.written, toBeRead); err != nil {
 		return err
 	}
 	if err := s.openCopies(ctx, tx, b); err != nil {
@@ -106,6 +109,8 @@ type placing struct {
 	*batch
 	lanes map[int64]*LaneState
 	now   int64
+	// room tells whether the worker takes an event of a lane; nil if it takes none.
+	room func(*LaneState) bool
 	// behind: a written event of the lane comes first and must be read first.
 	behind         map[int64]bool
 	taken, written []*assignment
@@ -138,7 +143,7 @@ func (p *placing) decide(a *assignment) {
 }
 
 func (p *placing) takes(lane *LaneState, a *assignment) bool {
-	return p.look.Take != nil && !p.behind[lane.LaneID] && a.order[0] != Everything && p.look.Take(lane)
+	return p.room != nil && !p.behind[lane.LaneID] && a.order[0] != Everything && p.room(lane)
 }
 
 // leaves tells whether the event is left for another worker, which holds the
@@ -217,7 +222,7 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64,
 		p.done.Taken = append(p.done.Taken, a.taken())
 	}
 	p.written = append(p.written, following...)
-	return s.write(ctx, tx, following)
+	return s.write(ctx, tx, following, toBeRead)
 }
 
 func split(list []*assignment, in func(*assignment) bool) (those, others []*assignment) {
@@ -252,9 +257,17 @@ func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []int64, look Look)
 	return claimed, err
 }
 
+// news tells whether lanes get something that their holders must read.
+type news bool
+
+const (
+	toBeRead news = true
+	inMemory news = false
+)
+
 // write puts events into their lanes, and wakes those that have something new
 // to read.
-func (s *Store) write(ctx context.Context, tx *sqlx.Tx, written []*assignment) error {
+func (s *Store) write(ctx context.Context, tx *sqlx.Tx, written []*assignment, news news) error {
 	if len(written) == 0 {
 		return nil
 	}
@@ -299,23 +312,27 @@ func (s *Store) write(ctx context.Context, tx *sqlx.Tx, written []*assignment) e
 	if len(wakes) == 0 {
 		return nil
 	}
+	wake := `wake = wake + 1, ready_at = coalesce(ready_at, {now}),`
+	if news == inMemory {
+		wake = ``
+	}
 	return s.exec(ctx, tx, `
-		UPDATE {lanes} AS l SET wake = wake + 1, ready_at = coalesce(ready_at, {now}),
-			last_sequence = CASE WHEN v.last_sequence > l.last_sequence
+		UPDATE {lanes} AS l SET `+wake+` last_sequence = CASE WHEN v.last_sequence > l.last_sequence
 				THEN v.last_sequence ELSE l.last_sequence END
 		FROM {rows v(lane_id bigint, last_sequence bigint)} WHERE l.lane_id = v.lane_id`, wakes)
 }
 
 // Write assigns events that the worker has taken, and has not finished: so that
 // operators see where they belong, and that snapshots and successors find
-// them. It changes nothing about events of lanes that the worker has lost.
+// them. The worker needn't read what it has; who is given the lane does. It
+// changes nothing about events of lanes that the worker has lost.
 func (s *Store) Write(ctx context.Context, held []Holding, taken []*Event) error {
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		leases, err := s.fence(ctx, tx, held, exclusive)
 		if err != nil {
 			return err
 		}
-		return s.writeTaken(ctx, tx, stillHeld(taken, held, leases))
+		return s.writeTaken(ctx, tx, stillHeld(taken, held, leases), inMemory)
 	})
 	if err != nil {
 		return fmt.Errorf("assign events that take long: %w", err)
@@ -325,7 +342,7 @@ func (s *Store) Write(ctx context.Context, held []Holding, taken []*Event) error
 
 // writeTaken assigns taken events, whose lanes the caller has locked. Events
 // that were read from their lanes are there already.
-func (s *Store) writeTaken(ctx context.Context, tx *sqlx.Tx, events []*Event) error {
+func (s *Store) writeTaken(ctx context.Context, tx *sqlx.Tx, events []*Event, news news) error {
 	var list []*assignment
 	for _, e := range events {
 		if e.Taken {
@@ -334,5 +351,5 @@ func (s *Store) writeTaken(ctx context.Context, tx *sqlx.Tx, events []*Event) er
 			})
 		}
 	}
-	return s.write(ctx, tx, list)
+	return s.write(ctx, tx, list, news)
 }

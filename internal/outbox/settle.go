@@ -142,7 +142,7 @@ func (s *Store) settle(ctx context.Context, tx *sqlx.Tx, mine []*Settlement, sna
 	if err := s.complete(ctx, tx, plain); err != nil {
 		return fmt.Errorf("complete: %w", err)
 	}
-	if err := s.writeTaken(ctx, tx, otherEvents); err != nil {
+	if err := s.writeTaken(ctx, tx, otherEvents, toBeRead); err != nil {
 		return fmt.Errorf("assign taken events: %w", err)
 	}
 	if err := s.update(ctx, tx, others); err != nil {

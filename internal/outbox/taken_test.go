@@ -13,12 +13,15 @@ import (
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
+// takeFree has room in every lane that nobody holds.
+func takeFree() func(*outbox.LaneState) bool { return (*outbox.LaneState).Free }
+
 // take looks for new events as a worker does that has room for all of lanes
 // that nobody holds, and carries what it took before.
 func (w *world) take(worker string, carried ...int64) outbox.Assigned {
 	w.t.Helper()
 	done, err := w.store.Assign(w.t.Context(), outbox.Look{
-		Worker: worker, Lease: lease, Take: (*outbox.LaneState).Free,
+		Worker: worker, Lease: lease, Take: takeFree,
 		Carried: func(int64) []int64 { return append([]int64{}, carried...) },
 	})
 	if err != nil {
@@ -325,7 +328,7 @@ func TestWhatIsLeftForAHolderIsNotPassed(t *testing.T) {
 		other := w.another()
 		look := func() (taken []*outbox.Event) {
 			for range 3 { // what was seen counts as passed from the second look on
-				done, err := other.Assign(w.t.Context(), outbox.Look{Worker: "other", Lease: lease, Take: (*outbox.LaneState).Free})
+				done, err := other.Assign(w.t.Context(), outbox.Look{Worker: "other", Lease: lease, Take: takeFree})
 				if err != nil {
 					w.t.Fatal(err)
 				}
@@ -361,7 +364,7 @@ func TestNothingPassesWhatADeadWorkerHadTaken(t *testing.T) {
 		other := w.another()
 		look := func() {
 			for range 3 { // what was seen counts as passed from the second look on
-				if _, err := other.Assign(w.t.Context(), outbox.Look{Worker: "other", Lease: lease, Take: (*outbox.LaneState).Free}); err != nil {
+				if _, err := other.Assign(w.t.Context(), outbox.Look{Worker: "other", Lease: lease, Take: takeFree}); err != nil {
 					w.t.Fatal(err)
 				}
 			}

@@ -113,7 +113,7 @@ func (s *Store) Park(ctx context.Context, holding Holding, running, events []*Ev
 		if leases[holding.LaneID].Token != holding.Token {
 			return ErrLeaseLost
 		}
-		if err := s.writeTaken(ctx, tx, slices.Concat(running, events)); err != nil {
+		if err := s.writeTaken(ctx, tx, slices.Concat(running, events), toBeRead); err != nil {
 			return err
 		}
 		for _, e := range running {
