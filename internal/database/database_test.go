@@ -248,6 +248,18 @@ func TestAConnectionKilledByTheServerIsTransient(t *testing.T) {
 	}
 }
 
+func TestAStatementThatWasCutOffIsTransient(t *testing.T) {
+	t.Parallel()
+	db := dbtest.PostgreSQL(t)
+	err := db.Tx(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(t.Context(), `SET LOCAL statement_timeout = 1; SELECT pg_sleep(600)`)
+		return err
+	})
+	if !database.IsTransient(err) {
+		t.Errorf("not transient: %v", err)
+	}
+}
+
 func TestOpenTakesBothPostgreSQLSchemes(t *testing.T) {
 	t.Parallel()
 	url := strings.Replace(pgtest.URL(t), "postgres://", "postgresql://", 1)

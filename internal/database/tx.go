@@ -86,13 +86,15 @@ func IsTransient(err error) bool {
 			strings.HasPrefix(code, "53") || // insufficient resources
 			strings.HasPrefix(code, "57P") || // shutdown, crash, starting up
 			code == "55P03" || // lock not available
+			code == "57014" || // an operator or the server's statement_timeout ended it
 			code == "25P03" || // our own process stood still within a transaction
 			code == "25006" // read-only transaction: a failover in progress
 	}
 	var lite *sqlite.Error
 	if errors.As(err, &lite) {
 		primary := lite.Code() & 0xff // extended codes keep it in the low byte
-		return primary == sqlite3.SQLITE_BUSY || primary == sqlite3.SQLITE_LOCKED
+		return primary == sqlite3.SQLITE_BUSY || primary == sqlite3.SQLITE_LOCKED ||
+			primary == sqlite3.SQLITE_FULL || primary == sqlite3.SQLITE_IOERR
 	}
 	var connect *pgconn.ConnectError
 	var network net.Error

@@ -175,12 +175,13 @@ func (s *Store) discard(ctx context.Context, tx *sqlx.Tx, sequences []int64) (in
 	return int64(len(discarded)), s.release(ctx, tx, discarded)
 }
 
-// tainted tells which events a worker that died may have started.
+// tainted tells which events a worker that died may have started, also where
+// nobody has taken over its lane yet.
 func (s *Store) tainted(ctx context.Context, tx *sqlx.Tx, ids string) (map[int64]bool, error) {
 	var found []int64
 	err := tx.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT e.sequence FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
-		WHERE e.sequence <= l.tainted_to AND e.sequence {in_ids}`), ids)
+		WHERE (e.sequence <= l.tainted_to OR l.leased_until < {now}) AND e.sequence {in_ids}`), ids)
 	tainted := make(map[int64]bool, len(found))
 	for _, sequence := range found {
 		tainted[sequence] = true

@@ -82,6 +82,9 @@ func (s *Subscriber) looked(work context.Context, look Look, done Assigned, bega
 	defer s.mu.Unlock()
 	s.feed(work, done, began)
 	for _, l := range s.lanes {
+		if l.feeding && l.refill {
+			s.fetchSoon()
+		}
 		l.feeding = false
 	}
 	s.dispatch()
@@ -218,11 +221,17 @@ func (s *Subscriber) offered() int {
 }
 
 // carried lists the taken events above a sequence that are still in memory.
+// Where the lease isn't good any more, another worker may have the lane: looks
+// find all of it then, since nothing may be put there before what comes first.
 func (s *Subscriber) carried(after int64) []int64 {
+	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := []int64{}
 	for _, l := range s.lanes {
+		if !l.alive(now) {
+			continue
+		}
 		l.schedule.each(func(e *entry) {
 			if e.event.Taken && !e.written && e.event.Sequence > after {
 				list = append(list, e.event.Sequence)
@@ -240,10 +249,12 @@ func (s *Subscriber) feed(work context.Context, done Assigned, asked time.Time) 
 	}
 	for _, e := range done.Taken {
 		l := s.lanes[e.LaneID]
-		if l == nil || l.gone() || l.leaving {
-			s.store.Refind(e.Sequence) // the lane was lost or given back meanwhile
+		if l == nil || l.Token != e.token {
+			s.store.Refind(e.Sequence) // the lane was lost meanwhile
 			continue
 		}
+		// Also where the lane is about to be given back: it is with all that was
+		// taken, since the look may have written what comes after it.
 		l.schedule.add(e, l.doubtful)
 		l.emptied = asked
 		if l.doubtful {

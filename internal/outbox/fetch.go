@@ -217,7 +217,7 @@ func (s *Subscriber) readings(look map[int64]*lane, statuses []Status) map[int64
 		if l.schedule.stale() {
 			limit = max(limit, 1)
 		}
-		if l.refill && limit > 0 && !status.Held && !l.leaving {
+		if l.refill && limit > 0 && !status.Held && !l.leaving && !l.feeding {
 			l.refill, l.reading = false, true
 			list[l.LaneID] = &reading{lane: l, Reading: Reading{
 				LaneID: l.LaneID, After: l.cursor, Limit: limit, Known: len(l.schedule.sequences),

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -82,7 +83,7 @@ func TestALaneInUseIsKept(t *testing.T) {
 	t.Parallel()
 	s, l := holding(t)
 	l.refill, l.drainedWake = false, l.status.Wake
-	event := &Event{Sequence: 1, LaneID: 1, Resources: `["m:a"]`, Taken: true}
+	event := &Event{Sequence: 1, LaneID: 1, Resources: `["m:a"]`, Taken: true, token: 1}
 	s.feed(t.Context(), Assigned{Taken: []*Event{event}}, time.Now())
 	l.schedule.start(l.schedule.next(1, 0)[0])
 	l.schedule.finish(event.Sequence, false)
@@ -98,5 +99,78 @@ func TestALaneInUseIsKept(t *testing.T) {
 	}
 	if s.lanes[l.LaneID] == l {
 		t.Error("it is kept though nothing came for long")
+	}
+}
+
+// A look may have written what comes after an event that it took: whatever else
+// becomes of the lane meanwhile, the event must be in memory, which is written
+// when the lane is given back.
+func TestWhatALookTookIsKeptWithItsLane(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(l *lane){
+		"it goes on":               func(*lane) {},
+		"it is to be given back":   func(l *lane) { l.leaving = true },
+		"its lease may have ended": func(l *lane) { l.cancel(ErrLeaseLost) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, l := holding(t)
+			event := &Event{Sequence: 1, LaneID: l.LaneID, Resources: `["m:a"]`, Taken: true, token: l.Token}
+			change(l)
+			s.feed(t.Context(), Assigned{Taken: []*Event{event}}, time.Now())
+			if got := l.taken(); len(got) != 1 || got[0] != event {
+				t.Errorf("the lane has %v", got)
+			}
+		})
+	}
+}
+
+// What was taken under one lease isn't for the next, which this worker may have
+// got itself: others may have come first.
+func TestWhatWasTakenUnderALostLeaseIsFoundAgain(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	s.store.sweep.passed = 9
+	event := &Event{Sequence: 5, LaneID: l.LaneID, Resources: `["m:a"]`, Taken: true, token: l.Token}
+	heir := s.hold(t.Context(), Lane{LaneID: l.LaneID, Token: l.Token + 1}, time.Now())
+	t.Cleanup(func() { heir.end(context.Canceled) })
+	s.feed(t.Context(), Assigned{Taken: []*Event{event}}, time.Now())
+	if len(heir.taken()) > 0 || s.store.sweep.passed >= event.Sequence {
+		t.Errorf("the lane has %v, and the next look begins above %d", heir.taken(), s.store.sweep.passed)
+	}
+}
+
+// What a look writes into a lane may come after what it takes, which is in
+// memory a moment later.
+func TestALaneIsNotReadWhileALookMayBringItMore(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	l.feeding = true
+	status := []Status{{LaneID: l.LaneID, Token: l.Token, Wake: 1}}
+	if got := s.readings(map[int64]*lane{l.LaneID: l}, status); len(got) > 0 {
+		t.Fatal("it is read")
+	}
+	s.looked(t.Context(), Look{}, Assigned{}, time.Now(), true)
+	if len(s.fetching) == 0 {
+		t.Error("nobody reads it after the look")
+	}
+	if got := s.readings(map[int64]*lane{l.LaneID: l}, status); len(got) != 1 {
+		t.Error("it isn't read after the look")
+	}
+}
+
+// Another worker may have a lane whose lease isn't good any more: what this one
+// has of it is to be written before what comes after it.
+func TestLooksFindWhatIsOnlyInTheMemoryOfALaneThatMayBeLost(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	event := &Event{Sequence: 5, LaneID: l.LaneID, Resources: `["m:a"]`, Taken: true, token: l.Token}
+	s.feed(t.Context(), Assigned{Taken: []*Event{event}}, time.Now())
+	if got := s.carried(0); !slices.Equal(got, []int64{event.Sequence}) {
+		t.Fatalf("carries %v", got)
+	}
+	l.renewed(time.Now().Add(-time.Second))
+	if got := s.carried(0); len(got) > 0 {
+		t.Errorf("carries %v", got)
 	}
 }

@@ -32,8 +32,9 @@ type lane struct {
 	// while it is being read, and whether they were parked: neither the status
 	// nor the reading may have seen it.
 	ended map[int64]bool
-	// reading: its next events are being read; feeding: one for new
-	// events is that may bring it some.
+	// reading: its next events are being read; feeding: a look for new events is
+	// under way that may bring it some, and nothing is read before: what that
+	// look writes comes after what it takes.
 	reading, feeding bool
 	// doubtful: events of the lane were parked since that look began, which new
 	// ones may have to wait for.

@@ -76,6 +76,7 @@ type Event struct {
 	Taken bool `db:"-"`
 
 	parsed events.Event // what Data says, where it was read already
+	token  int64        // of the lease under which it was taken
 }
 
 // Parse reads what the event says. It fails as events.Parse does.

@@ -51,8 +51,11 @@ func takeUpTo(n int) func() func(*outbox.LaneState) bool {
 	return func() func(*outbox.LaneState) bool {
 		room, takes := n, takeAll()
 		return func(lane *outbox.LaneState) bool {
+			if room == 0 || !takes(lane) {
+				return false
+			}
 			room--
-			return room >= 0 && takes(lane)
+			return true
 		}
 	}
 }

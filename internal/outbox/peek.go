@@ -63,7 +63,7 @@ func (s *Store) Peek(ctx context.Context, look Look) (done Assigned, ok bool, er
 		if len(found) < f.Fresh || a.State == Dead || a.order[0] == Everything || !mine || !takes(&f.LaneState) {
 			return Assigned{}, false, nil
 		}
-		done.Taken = append(done.Taken, a.taken())
+		done.Taken = append(done.Taken, a.taken(f.Token))
 	}
 	done.AtEnd = look.Ahead
 	return done, len(done.Taken) > 0 && len(found) < peekMost, nil

@@ -83,6 +83,9 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 	free := p.free()
 	following, written := split(p.written, func(a *assignment) bool { return slices.Contains(free, a.event.LaneID) })
 	p.written = written
+	if err := s.fenceWritten(ctx, tx, p); err != nil {
+		return err
+	}
 	if err := s.write(ctx, tx, p.written, toBeRead); err != nil {
 		return err
 	}
@@ -205,7 +208,11 @@ func (p *placing) free() []int64 {
 // take leases the free lanes of taken events, and writes what follows there.
 // What can't be leased at once is found again by the next look.
 func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64, following []*assignment) error {
-	claimed, err := s.claim(ctx, tx, free, p.look)
+	states := make([]*LaneState, len(free))
+	for i, laneID := range free {
+		states[i] = p.lanes[laneID]
+	}
+	claimed, err := s.claim(ctx, tx, states, p.look)
 	if err != nil {
 		return err
 	}
@@ -217,9 +224,9 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64,
 	refused := func(a *assignment) bool { return p.lanes[a.event.LaneID].LeasedBy == nil }
 	later, taken := split(p.taken, refused)
 	laterToo, following := split(following, refused)
-	p.refused = slices.Concat(later, laterToo)
+	p.refused = slices.Concat(p.refused, later, laterToo)
 	for _, a := range taken {
-		p.done.Taken = append(p.done.Taken, a.taken())
+		p.done.Taken = append(p.done.Taken, a.taken(p.lanes[a.event.LaneID].Token))
 	}
 	p.written = append(p.written, following...)
 	return s.write(ctx, tx, following, toBeRead)
@@ -236,24 +243,64 @@ func split(list []*assignment, in func(*assignment) bool) (those, others []*assi
 	return those, others
 }
 
-// taken is the event with what assigning would write of it.
-func (a *assignment) taken() *Event {
+// taken is the event with what assigning would write of it, under that lease.
+func (a *assignment) taken(token int64) *Event {
 	a.event.Taken, a.event.MediaID, a.event.Version, a.event.Resources = true, a.MediaID, a.Version, a.Resources
+	a.event.token = token
 	return a.event
 }
 
-func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []int64, look Look) ([]Lane, error) {
+// fenceWritten locks the lanes that are written to, and refuses what is for one
+// that has got another holder since the look saw it: that holder must first find
+// what comes before, which may be in this worker's memory.
+func (s *Store) fenceWritten(ctx context.Context, tx *sqlx.Tx, p *placing) error {
+	if len(p.written) == 0 {
+		return nil
+	}
+	lanes := make(map[int64]bool)
+	for _, a := range p.written {
+		lanes[a.event.LaneID] = true
+	}
+	ids, err := rows(slices.Sorted(maps.Keys(lanes)))
+	if err != nil {
+		return err
+	}
+	var locked []lease
+	if err := tx.SelectContext(ctx, &locked, s.db.SQL(`
+		SELECT lane_id, lease_token FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id {for_no_key_update}`), ids); err != nil {
+		return err
+	}
+	moved := make(map[int64]bool)
+	for _, l := range locked {
+		moved[l.LaneID] = l.Token != p.lanes[l.LaneID].Token
+	}
+	p.refused, p.written = split(p.written, func(a *assignment) bool { return moved[a.event.LaneID] })
+	return nil
+}
+
+// claim leases lanes that nobody has had since the look saw them.
+func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []*LaneState, look Look) ([]Lane, error) {
 	if len(free) == 0 {
 		return nil, nil
 	}
-	ids, err := rows(free)
+	type seen struct {
+		LaneID int64 `json:"lane_id"`
+		Token  int64 `json:"lease_token"`
+	}
+	list := make([]seen, len(free))
+	for i, l := range free {
+		list[i] = seen{l.LaneID, l.Token}
+	}
+	encoded, err := rows(list)
 	if err != nil {
 		return nil, err
 	}
 	var claimed []Lane
 	err = tx.SelectContext(ctx, &claimed, s.leaseThose(`
-		SELECT lane_id FROM {lanes} WHERE lane_id {in_ids} AND ready_at IS NULL AND leased_by IS NULL AND NOT held
-		AND gate_sequence IS NULL ORDER BY lane_id {skip_locked}`), look.Worker, look.Lease.Microseconds(), ids)
+		SELECT l.lane_id FROM {lanes} l JOIN {rows v(lane_id bigint, lease_token bigint)}
+		ON l.lane_id = v.lane_id AND l.lease_token = v.lease_token
+		WHERE l.ready_at IS NULL AND l.leased_by IS NULL AND NOT l.held AND l.gate_sequence IS NULL
+		ORDER BY l.lane_id `+s.skipLocked("l")), look.Worker, look.Lease.Microseconds(), encoded)
 	return claimed, err
 }
 

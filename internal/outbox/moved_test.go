@@ -1,0 +1,163 @@
+package outbox_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// waitingLook has a worker look for new events, and waits until the look, which
+// has decided what becomes of them, can't go on: somebody has locked the lane
+// of service "m", for which it has an event, too. The function returned lets it
+// go on, and returns what it did.
+func (w *world) waitingLook(look outbox.Look) func() outbox.Assigned {
+	w.t.Helper()
+	tx, err := w.db.BeginTxx(w.t.Context(), nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = tx.Rollback() }) // it may have ended
+	if _, err := tx.ExecContext(w.t.Context(), w.db.SQL(`
+		SELECT 1 FROM {lanes} WHERE service_id = 'm' FOR UPDATE`)); err != nil {
+		w.t.Fatal(err)
+	}
+	type answer struct {
+		outbox.Assigned
+		error
+	}
+	looked := make(chan answer, 1)
+	go func() {
+		done, err := w.store.Assign(w.t.Context(), look)
+		looked <- answer{done, err}
+	}()
+	w.await("the look waits", func() bool {
+		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
+	})
+	return func() outbox.Assigned {
+		w.t.Helper()
+		if err := tx.Rollback(); err != nil {
+			w.t.Fatal(err)
+		}
+		a := <-looked
+		if a.error != nil {
+			w.t.Fatal(a.error)
+		}
+		return a.Assigned
+	}
+}
+
+// makeSlow makes the lane of service "m", whose events a look writes.
+func (w *world) makeSlow() {
+	w.t.Helper()
+	w.exec(`INSERT INTO {lanes} (service_id, environment_id, leased_by, leased_until) VALUES ('m', '', 'gone', 1)`)
+}
+
+// A worker may lose a lane between a look's decisions and its writes: what it
+// took comes before what the look would write, and is nowhere but in its memory.
+func TestNothingIsWrittenIntoALaneThatWasTakenOverMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.makeSlow()
+	w.publish("s", touch("before"))
+	found := w.take("w")
+	lane := found.Claimed[0].Lane
+	w.settleEvent(lane, found.Taken[0], done)
+
+	w.publish("m", touch("x"))
+	list := w.publish("s", touch("a"), touch("a"))
+	goOn := w.waitingLook(outbox.Look{
+		Worker: "w", Lease: lease, Take: takeUpTo(1), Carried: func(int64) []int64 { return []int64{} },
+	})
+	w.lapse(lane.LaneID)
+	heir := w.another()
+	if taken, err := heir.TakeOver(t.Context(), "heir", 10, lease); err != nil || !slices.ContainsFunc(taken,
+		func(l outbox.Lane) bool { return l.LaneID == lane.LaneID }) {
+		t.Fatal(taken, err)
+	}
+	if got := goOn(); !got.More {
+		t.Error("the look doesn't say that there is more")
+	}
+	if got := sequences(w.read(lane.LaneID)); len(got) > 0 && got[0] != list[0] {
+		t.Errorf("the heir begins with %v, and %d comes first", got, list[0])
+	}
+	if err := heir.AssignAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := sequences(w.read(lane.LaneID)); !slices.Equal(got, list) {
+		t.Errorf("the heir finds %v, want %v", got, list)
+	}
+}
+
+// A lane that nobody has may get a holder, and events that wait for a retry,
+// and be given back, all while a look is about to lease it.
+func TestALaneIsLeasedAsTheLookSawItOnly(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.makeSlow()
+	dead := w.publish("s", touch("a"))[0]
+	lane := w.claimOne("earlier")
+	release := func(l outbox.Lane) {
+		held := outbox.Holding{LaneID: l.LaneID, Token: l.Token, ReadFrom: dead, SeenWake: w.status(l.LaneID).Wake}
+		if err := w.store.Release(t.Context(), []outbox.Holding{held}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.settle(lane, dead, outbox.Verdict{Kind: outbox.Die, Failure: ruined})
+	release(lane)
+
+	w.publish("m", touch("x"))
+	fresh := w.publish("s", touch("a"))[0]
+	goOn := w.waitingLook(outbox.Look{
+		Worker: "w", Lease: lease, Take: takeFree, Carried: func(int64) []int64 { return []int64{} },
+	})
+	// As an operator's retry does, which would wait for the look.
+	w.exec(`UPDATE {outbox} SET state = 'available', requeued = true, finished_at = NULL WHERE sequence = ?`, dead)
+	w.exec(`UPDATE {lanes} SET wake = wake + 1, ready_at = 1 WHERE lane_id = ?`, lane.LaneID)
+	lanes := w.claim("other")
+	if len(lanes) != 1 {
+		t.Fatalf("claimed %v", lanes)
+	}
+	w.settle(lanes[0], dead, retryIn(time.Hour))
+	release(lanes[0])
+	if got := goOn(); slices.Contains(sequences(got.Taken), fresh) || !got.More {
+		t.Errorf("took %v (more: %t), and %d, of the same media, waits for a retry", sequences(got.Taken), got.More, dead)
+	}
+}
+
+// discards notes which discarded events may have run.
+type discards struct {
+	recorder
+	tainted map[int64]bool
+}
+
+func (d *discards) RecordDiscarded(_ context.Context, _ *sqlx.Tx, _ []*outbox.Event, tainted map[int64]bool) error {
+	d.tainted = tainted
+	return nil
+}
+
+// What a dead worker did is not known before somebody takes its lanes over, and
+// an operator may be faster.
+func TestAnEventThatADeadWorkerMayHaveRunIsDiscardedAsSuch(t *testing.T) {
+	each(t, func(w *world) {
+		seen := &discards{recorder: recorder{db: w.db}}
+		event := w.publish("s", touch("a"))[0]
+		w.assign()
+		lane := w.claimOne("dead")
+		w.lapse(lane.LaneID)
+		counts, err := outbox.New(w.db, seen).Discard(w.t.Context(), outbox.Filter{MediaID: "a"},
+			outbox.Action{Actor: "operator", Reason: "it kills workers"})
+		if err != nil || counts.Changed != 1 {
+			w.t.Fatal(counts, err)
+		}
+		if !seen.tainted[event] {
+			w.t.Error("nobody knows that it may have written")
+		}
+	})
+}
