@@ -250,9 +250,10 @@ func (a *assignment) taken(token int64) *Event {
 	return a.event
 }
 
-// fenceWritten locks the lanes that are written to, and refuses what is for one
-// that has got another holder since the look saw it: that holder must first find
-// what comes before, which may be in this worker's memory.
+// fenceWritten locks the lanes that are written to, in the order of all who lock
+// several, and refuses what is for one that has got another holder since the look
+// saw it: that holder must first find what comes before, which may be in this
+// worker's memory.
 func (s *Store) fenceWritten(ctx context.Context, tx *sqlx.Tx, p *placing) error {
 	if len(p.written) == 0 {
 		return nil
@@ -260,6 +261,9 @@ func (s *Store) fenceWritten(ctx context.Context, tx *sqlx.Tx, p *placing) error
 	lanes := make(map[int64]bool)
 	for _, a := range p.written {
 		lanes[a.event.LaneID] = true
+		if a.created != nil {
+			lanes[p.known[a.source()]] = true // openCopies
+		}
 	}
 	ids, err := rows(slices.Sorted(maps.Keys(lanes)))
 	if err != nil {
