@@ -390,13 +390,13 @@ func environmentOf(event *Event) environment {
 
 // openCopies notes each EnvironmentCreated for its snapshot, and closes the
 // gate of its source: later events there begin after the snapshot.
-func (s *Store) openCopies(ctx context.Context, tx *sqlx.Tx, b *batch) error {
-	for _, a := range b.found {
+func (s *Store) openCopies(ctx context.Context, tx *sqlx.Tx, p *placing) error {
+	for _, a := range p.written {
 		if a.created == nil {
 			continue
 		}
-		b.done.Created = true
-		source := b.known[a.source()]
+		p.done.Created = true
+		source := p.known[a.source()]
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			INSERT INTO {copies} (sequence, source_lane, target_lane, environment_service_id, state, created_at)
 			VALUES (?, ?, ?, ?, 'pending', {now}) ON CONFLICT (sequence) DO NOTHING`),

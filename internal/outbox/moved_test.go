@@ -8,6 +8,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
@@ -92,6 +93,39 @@ func TestNothingIsWrittenIntoALaneThatWasTakenOverMeanwhile(t *testing.T) {
 	}
 	if got := sequences(w.read(lane.LaneID)); !slices.Equal(got, list) {
 		t.Errorf("the heir finds %v, want %v", got, list)
+	}
+}
+
+// The snapshot would be taken without what the other holder has yet to find.
+func TestNoCopyIsOpenedWhereALaneWasTakenOverMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.makeSlow()
+	w.publish("s", touch("before"))
+	found := w.take("w")
+	lane := found.Claimed[0].Lane
+	w.settleEvent(lane, found.Taken[0], done)
+
+	w.publish("m", touch("x"))
+	w.publish("s", touch("a"))
+	w.publishIn("s", "copy", events.EnvironmentCreated{EnvironmentServiceID: "copy"})
+	goOn := w.waitingLook(outbox.Look{
+		Worker: "w", Lease: lease, Take: takeAll, Carried: func(int64) []int64 { return []int64{} },
+	})
+	w.lapse(lane.LaneID)
+	heir := w.another()
+	if _, err := heir.TakeOver(t.Context(), "heir", 10, lease); err != nil {
+		t.Fatal(err)
+	}
+	copies := func() int { return one[int](w, `SELECT count(*) FROM {copies}`) }
+	if got := goOn(); copies() > 0 || !got.More {
+		t.Errorf("%d copies are open (more: %t)", copies(), got.More)
+	}
+	if err := heir.AssignAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := copies(); n != 1 {
+		t.Errorf("%d copies are open, want 1", n)
 	}
 }
 

@@ -83,13 +83,19 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 	free := p.free()
 	following, written := split(p.written, func(a *assignment) bool { return slices.Contains(free, a.event.LaneID) })
 	p.written = written
-	if err := s.fenceWritten(ctx, tx, p); err != nil {
+	moved, err := s.moved(ctx, tx, p)
+	if err != nil {
 		return err
 	}
+	if len(moved) > 0 && len(p.copying) > 0 { // a snapshot must see all that comes before it
+		p.refused = p.found
+		return nil
+	}
+	p.refused, p.written = split(p.written, func(a *assignment) bool { return moved[a.event.LaneID] })
 	if err := s.write(ctx, tx, p.written, toBeRead); err != nil {
 		return err
 	}
-	if err := s.openCopies(ctx, tx, b); err != nil {
+	if err := s.openCopies(ctx, tx, p); err != nil {
 		return err
 	}
 	if err := s.take(ctx, tx, p, free, following); err != nil {
@@ -250,14 +256,11 @@ func (a *assignment) taken(token int64) *Event {
 	return a.event
 }
 
-// fenceWritten locks the lanes that are written to, in the order of all who lock
-// several, and refuses what is for one that has got another holder since the look
-// saw it: that holder must first find what comes before, which may be in this
-// worker's memory.
-func (s *Store) fenceWritten(ctx context.Context, tx *sqlx.Tx, p *placing) error {
-	if len(p.written) == 0 {
-		return nil
-	}
+// moved locks the lanes that are written to, in the order of all who lock several,
+// and tells which of them have got another holder since the look saw them. Nothing
+// is put there: that holder must first find what comes before, which may be in
+// this worker's memory.
+func (s *Store) moved(ctx context.Context, tx *sqlx.Tx, p *placing) (map[int64]bool, error) {
 	lanes := make(map[int64]bool)
 	for _, a := range p.written {
 		lanes[a.event.LaneID] = true
@@ -265,21 +268,23 @@ func (s *Store) fenceWritten(ctx context.Context, tx *sqlx.Tx, p *placing) error
 			lanes[p.known[a.source()]] = true // openCopies
 		}
 	}
+	moved := make(map[int64]bool)
+	if len(lanes) == 0 {
+		return moved, nil
+	}
 	ids, err := rows(slices.Sorted(maps.Keys(lanes)))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var locked []lease
-	if err := tx.SelectContext(ctx, &locked, s.db.SQL(`
-		SELECT lane_id, lease_token FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id {for_no_key_update}`), ids); err != nil {
-		return err
-	}
-	moved := make(map[int64]bool)
+	err = tx.SelectContext(ctx, &locked, s.db.SQL(`
+		SELECT lane_id, lease_token FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id {for_no_key_update}`), ids)
 	for _, l := range locked {
-		moved[l.LaneID] = l.Token != p.lanes[l.LaneID].Token
+		if l.Token != p.lanes[l.LaneID].Token {
+			moved[l.LaneID] = true
+		}
 	}
-	p.refused, p.written = split(p.written, func(a *assignment) bool { return moved[a.event.LaneID] })
-	return nil
+	return moved, err
 }
 
 // claim leases lanes that nobody has had since the look saw them.
