@@ -1,0 +1,166 @@
+package outbox
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/ownbucket/ownbucket/events"
+)
+
+// What ends while a lane is being read, or while a look is under way that may
+// bring it something, was not seen by either: whatever they bring must heed it.
+
+func event(sequence int64, media string) *Event {
+	return &Event{Sequence: sequence, LaneID: 1, Resources: `["m:` + media + `"]`, Taken: true, token: 1}
+}
+
+// ends has an event of the lane run and end.
+func (l *lane) ends(s *Subscriber, e *Event, kind Kind) {
+	l.schedule.add(e, false)
+	started := l.schedule.next(1, 0)
+	l.schedule.start(started[0])
+	s.unsettled++
+	s.finished(&result{lane: l, entry: started[0], settled: Settlement{Event: e, Verdict: Verdict{Kind: kind, Outcome: Done}}})
+}
+
+func TestWhatIsReadWhileAnEventIsParkedIsLookedUpBeforeItStarts(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	l.ended = make(map[int64]bool)
+	l.ends(s, event(1, "a"), Retry)
+	s.take([]*Event{event(2, "a")}, map[int64]*reading{1: {lane: l, Reading: Reading{LaneID: 1, Limit: 9}}})
+	if len(l.schedule.pending) != 1 || len(l.schedule.next(1, 0)) > 0 {
+		t.Errorf("%d events wait, of which %d may start", len(l.schedule.pending), len(l.schedule.next(1, 0)))
+	}
+}
+
+func TestWhatEndedWhileItWasReadIsNotRunAgain(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	l.ended = make(map[int64]bool)
+	l.ends(s, event(1, "a"), Complete)
+	s.take([]*Event{event(1, "a")}, map[int64]*reading{1: {lane: l, Reading: Reading{LaneID: 1, Limit: 9}}})
+	if len(l.schedule.pending) > 0 {
+		t.Error("it waits to run again")
+	}
+}
+
+func TestWhatALookTookWhileAnEventWasParkedIsLookedUpBeforeItStarts(t *testing.T) {
+	t.Parallel()
+	for name, park := range map[string]func(t *testing.T, s *Subscriber, l *lane){
+		"to be retried": func(_ *testing.T, s *Subscriber, l *lane) { l.ends(s, event(1, "a"), Retry) },
+		"behind a parked one": func(t *testing.T, s *Subscriber, l *lane) {
+			ctx := t.Context()
+			for _, query := range []string{
+				`INSERT INTO {lanes} (lane_id, service_id, environment_id, leased_by, leased_until, lease_token)
+					VALUES (1, 's', '', 'w', 9000000000000000, 1)`,
+				`INSERT INTO {outbox} (sequence, event_id, type, service_id, data, lane_id, state, holding)
+					VALUES (0, '00000000-0000-0000-0000-000000000000', 'MediaDeleted', 's', '{}', 1, 'retryable', true),
+					(1, '00000000-0000-0000-0000-000000000001', 'MediaDeleted', 's', '{}', 1, 'available', false)`,
+				`INSERT INTO {holds} (lane_id, resource, sequence) VALUES (1, 'm:a', 0)`,
+			} {
+				if _, err := s.store.db.ExecContext(ctx, s.store.db.SQL(query)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.schedule.add(event(1, "a"), true)
+			if err := s.parkBlocked(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if len(l.schedule.pending) > 0 {
+				t.Fatal("it isn't parked")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, l := holding(t)
+			if _, ok := s.look(time.Now()); !ok {
+				t.Fatal("no look is due")
+			}
+			park(t, s, l)
+			s.feed(t.Context(), Assigned{Taken: []*Event{event(2, "a")}}, time.Now())
+			if len(l.schedule.pending) != 1 || len(l.schedule.next(1, 0)) > 0 {
+				t.Errorf("%d events wait, of which %d may start", len(l.schedule.pending), len(l.schedule.next(1, 0)))
+			}
+		})
+	}
+}
+
+// What was published before a deletion that has completed is superseded, also
+// where the lane's status was asked for earlier; and what of it was only in
+// memory is found again, to be ended so.
+func TestACompletedDeletionIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	s.store.sweep.passed = 9
+	deletion := &Event{Sequence: 5, LaneID: 1, Type: events.EnvironmentDeletedType, Resources: `["*"]`}
+	l.schedule.add(deletion, false)
+	running := l.schedule.next(1, 0)
+	l.schedule.start(running[0])
+	s.unsettled++
+	l.schedule.add(event(4, "a"), false)
+	s.finished(&result{lane: l, entry: running[0], settled: Settlement{Event: deletion, Verdict: Verdict{Kind: Complete, Outcome: Done}}})
+	if len(l.schedule.pending) > 0 || s.store.sweep.passed >= 4 {
+		t.Errorf("%d events wait, and the next look begins above %d", len(l.schedule.pending), s.store.sweep.passed)
+	}
+	s.readings(map[int64]*lane{1: l}, []Status{{LaneID: 1, Token: l.Token, DeletedSequence: 3}})
+	if l.status.DeletedSequence != deletion.Sequence {
+		t.Errorf("the last deletion is %d, want %d", l.status.DeletedSequence, deletion.Sequence)
+	}
+}
+
+// Events that wait find copies that were opened since they were read.
+func TestASnapshotIsNoticedByWhatWaits(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	waits := event(2, "a")
+	l.schedule.add(waits, false)
+	s.readings(map[int64]*lane{1: l}, []Status{{LaneID: 1, Token: l.Token, SnapshotSequence: 1}})
+	if !waits.Copying {
+		t.Error("it would not look for owed copies")
+	}
+}
+
+func TestWorkUnderAnEarlierLeaseIsCancelled(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	again := s.hold(t.Context(), Lane{LaneID: l.LaneID, Token: l.Token + 1}, time.Now())
+	t.Cleanup(func() { again.end(context.Canceled) })
+	if !l.gone() || again.gone() {
+		t.Errorf("gone: the earlier %t, the new one %t", l.gone(), again.gone())
+	}
+	status := []Status{{LaneID: l.LaneID, Token: l.Token, DeletedSequence: 7}}
+	if s.readings(map[int64]*lane{1: again}, status); again.status.DeletedSequence == 7 {
+		t.Error("what was asked under the earlier lease is taken for the new one's")
+	}
+}
+
+// Nobody else would look for an event whose end could not be written: its lane
+// must lapse, also where the worker ends.
+func TestALaneThatIsLostIsNotGivenBackAtTheEnd(t *testing.T) {
+	t.Parallel()
+	for name, lost := range map[string]bool{"lost": true, "not lost": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, l := holding(t)
+			if _, err := s.store.db.ExecContext(t.Context(), s.store.db.SQL(`
+				INSERT INTO {lanes} (lane_id, service_id, environment_id, leased_by, leased_until, lease_token)
+				VALUES (1, 's', '', 'w', 9000000000000000, 1)`)); err != nil {
+				t.Fatal(err)
+			}
+			l.lost = lost
+			if err := s.releaseAll(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			var leased bool
+			if err := s.store.db.GetContext(t.Context(), &leased, s.store.db.SQL(`SELECT leased_by IS NOT NULL FROM {lanes}`)); err != nil {
+				t.Fatal(err)
+			}
+			if leased != lost {
+				t.Errorf("leased: %t", leased)
+			}
+		})
+	}
+}
