@@ -151,3 +151,17 @@ func checkOrder(t testing.TB, order []int64, shared map[int64][]string) {
 		}
 	}
 }
+
+// Events after the first creation wait for its snapshot, whatever follows.
+func TestTheFirstOfTwoCopiesKeepsTheGate(t *testing.T) {
+	each(t, func(w *world) {
+		first := w.publishIn("s", "dev", events.EnvironmentCreated{EnvironmentServiceID: "dev"})[0]
+		w.assign()
+		w.publishIn("s", "test", events.EnvironmentCreated{EnvironmentServiceID: "test"})
+		w.assign()
+		source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
+		if gate := w.status(source).Gate; gate == nil || *gate != first {
+			w.t.Errorf("the gate is at %v, want %d", gate, first)
+		}
+	})
+}

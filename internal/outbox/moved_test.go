@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
+	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
@@ -180,18 +182,217 @@ func (d *discards) RecordDiscarded(_ context.Context, _ *sqlx.Tx, _ []*outbox.Ev
 // an operator may be faster.
 func TestAnEventThatADeadWorkerMayHaveRunIsDiscardedAsSuch(t *testing.T) {
 	each(t, func(w *world) {
-		seen := &discards{recorder: recorder{db: w.db}}
-		event := w.publish("s", touch("a"))[0]
-		w.assign()
-		lane := w.claimOne("dead")
-		w.lapse(lane.LaneID)
-		counts, err := outbox.New(w.db, seen).Discard(w.t.Context(), outbox.Filter{MediaID: "a"},
-			outbox.Action{Actor: "operator", Reason: "it kills workers"})
-		if err != nil || counts.Changed != 1 {
-			w.t.Fatal(counts, err)
-		}
-		if !seen.tainted[event] {
-			w.t.Error("nobody knows that it may have written")
+		for name, then := range map[string]func(lane outbox.Lane){
+			"not taken over yet": func(outbox.Lane) {},
+			"taken over": func(lane outbox.Lane) {
+				heir := w.takeOver("heir")[0]
+				if err := w.store.Release(w.t.Context(), []outbox.Holding{holdingOf(heir)}, nil); err != nil {
+					w.t.Fatal(err)
+				}
+			},
+		} {
+			seen := &discards{recorder: recorder{db: w.db}}
+			event := w.publish(name, touch(name))[0]
+			w.assign()
+			lane := w.claimOne("dead")
+			w.lapse(lane.LaneID)
+			then(lane)
+			counts, err := outbox.New(w.db, seen).Discard(w.t.Context(), outbox.Filter{MediaID: name},
+				outbox.Action{Actor: "operator", Reason: "it kills workers"})
+			if err != nil || counts.Changed != 1 {
+				w.t.Fatal(name, counts, err)
+			}
+			if !seen.tainted[event] {
+				w.t.Errorf("%s: nobody knows that it may have written", name)
+			}
+			w.exec(`UPDATE {lanes} SET leased_by = NULL, leased_until = NULL, ready_at = NULL`)
 		}
 	})
+}
+
+func TestAWorkerThatLostALaneWritesNothingIntoIt(t *testing.T) {
+	each(t, func(w *world) {
+		w.publish("s", touch("a"))
+		found := w.take("old")
+		lane := found.Claimed[0].Lane
+		w.lapse(lane.LaneID)
+		w.takeOver("new")
+		if err := w.store.Write(w.t.Context(), []outbox.Holding{holdingOf(lane)}, found.Taken); err != nil {
+			w.t.Fatal(err)
+		}
+		if got := w.assigned(); len(got) > 0 {
+			w.t.Errorf("%v were written", got)
+		}
+	})
+}
+
+// The lane's later events are taken again, and are no longer each marked.
+func TestALaneThatWasDrainedIsNotSuspectAnyMore(t *testing.T) {
+	each(t, func(w *world) {
+		event := w.publish("s", touch("a"))[0]
+		w.lapse(w.claimOne("dead").LaneID)
+		lane := w.takeOver("w")[0]
+		w.settle(lane, event, done)
+		held := outbox.Holding{LaneID: lane.LaneID, Token: lane.Token, ReadFrom: event, SeenWake: w.status(lane.LaneID).Wake}
+		if err := w.store.Release(w.t.Context(), []outbox.Holding{held}, nil); err != nil {
+			w.t.Fatal(err)
+		}
+		if n := one[int](w, `SELECT lapse_count FROM {lanes}`); n != 0 {
+			w.t.Errorf("its lease has lapsed %d times in a row", n)
+		}
+	})
+}
+
+// A mark that comes late is about an attempt that is over.
+func TestAnAttemptThatIsOverIsNotMarkedAsRunning(t *testing.T) {
+	each(t, func(w *world) {
+		sequence := w.publish("s", touch("a"))[0]
+		lane := w.claimOne("w")
+		was := w.event(lane.LaneID, sequence)
+		w.settleEvent(lane, was, outbox.Verdict{Kind: outbox.Yield, Failure: trouble})
+		if err := w.store.MarkRunning(w.t.Context(), []outbox.Holding{holdingOf(lane)}, []*outbox.Event{was}); err != nil {
+			w.t.Fatal(err)
+		}
+		if got := w.state(sequence); !strings.HasPrefix(got, "available") {
+			w.t.Errorf("it is %s", got)
+		}
+	})
+}
+
+// Who brought down workers runs alone from then on, until an operator lets it
+// begin anew.
+func TestALapsedEventGoesOnRunningAloneUntilItIsReplayed(t *testing.T) {
+	each(t, func(w *world) {
+		sequence := w.publish("s", touch("a"))[0]
+		lane := w.claimOne("w")
+		lapsed := failure.New(failure.Transient, failure.Lapsed, "its lease lapsed")
+		w.settle(lane, sequence, outbox.Verdict{Kind: outbox.Retry, Failure: lapsed, Delay: time.Hour})
+		counts := func() [2]int {
+			return [2]int{one[int](w, `SELECT lapse_count FROM {outbox}`), one[int](w, `SELECT failure_count FROM {outbox}`)}
+		}
+		if got, want := counts(), [2]int{outbox.AloneAfter, 1}; got != want {
+			w.t.Errorf("lapsed and failed %v times, want %v", got, want)
+		}
+		if _, err := w.store.Retry(w.t.Context(), outbox.Filter{MediaID: "a"}, outbox.Action{Actor: "o", Reason: "r"}); err != nil {
+			w.t.Fatal(err)
+		}
+		if got := counts(); got != [2]int{} {
+			w.t.Errorf("after the replay it has lapsed and failed %v times", got)
+		}
+	})
+}
+
+// An event may end before it is put behind another.
+func TestAnEndedEventIsNotParked(t *testing.T) {
+	each(t, func(w *world) {
+		list := w.publish("s", touch("a"), touch("a"))
+		lane := w.claimOne("w")
+		second := w.event(lane.LaneID, list[1])
+		w.settle(lane, list[0], retryIn(time.Hour))
+		w.exec(`UPDATE {outbox} SET state = 'discarded', finished_at = {now} WHERE sequence = ?`, list[1])
+		w.park(lane, nil, second)
+		if got := w.state(list[1]); !strings.HasPrefix(got, "discarded") {
+			w.t.Errorf("it is %s", got)
+		}
+	})
+}
+
+// What waits for a time of its own isn't let go when what it shares is free.
+func TestADelayOutlastsWhatWasWaitedFor(t *testing.T) {
+	each(t, func(w *world) {
+		list := w.publish("s", touch("a"), touch("a"))
+		lane := w.claimOne("w")
+		second := w.event(lane.LaneID, list[1])
+		w.settle(lane, list[0], retryIn(time.Hour))
+		w.settleEvent(lane, second, outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour})
+		w.exec(`UPDATE {outbox} SET next_attempt_at = 1 WHERE sequence = ?`, list[0])
+		if _, _, err := w.store.Promote(w.t.Context()); err != nil {
+			w.t.Fatal(err)
+		}
+		w.settle(lane, list[0], done)
+		if got := sequences(w.read(lane.LaneID)); len(got) > 0 {
+			w.t.Errorf("%v may run", got)
+		}
+	})
+}
+
+// Another worker may promote an event, and end it, while this one waits for it.
+func TestWhatEndedWhileItWasPromotedStaysEnded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	sequence := w.publish("s", touch("a"))[0]
+	lane := w.claimOne("w")
+	w.settle(lane, sequence, retryIn(time.Hour))
+	w.exec(`UPDATE {outbox} SET next_attempt_at = 1`)
+	tx, err := w.db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }() // it may have ended
+	if _, err := tx.ExecContext(t.Context(), w.db.SQL(`
+		UPDATE {outbox} SET state = 'completed', outcome = 'done', finished_at = {now}, next_attempt_at = NULL, parked = false`)); err != nil {
+		t.Fatal(err)
+	}
+	promoted := make(chan error, 1)
+	go func() {
+		_, _, err := w.store.Promote(t.Context())
+		promoted <- err
+	}()
+	w.await("Promote waits", func() bool {
+		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
+	})
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-promoted; err != nil {
+		t.Fatal(err)
+	}
+	if got := w.state(sequence); got != "completed done" {
+		t.Errorf("it is %s", got)
+	}
+}
+
+// What concerns a whole environment isn't taken: snapshots and barriers need it
+// in its lane.
+func TestAPeekLeavesWhatConcernsAWholeEnvironment(t *testing.T) {
+	each(t, func(w *world) {
+		first := w.publishIn("s", "dev", touch("a"))
+		w.take("w")
+		w.publishIn("s", "dev", events.EnvironmentDeleted{})
+		done, ok, err := w.store.Peek(w.t.Context(), outbox.Look{
+			Worker: "w", Lease: lease, Take: takeAll, Carried: func(int64) []int64 { return first },
+		})
+		if err != nil || ok || len(done.Taken) > 0 {
+			w.t.Errorf("took %v (%t): %v", sequences(done.Taken), ok, err)
+		}
+	})
+}
+
+// Events that commit late are put below what was read, one after the other.
+func TestEveryLateEventIsReadAgainBelowWhatWasRead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	var late []*sqlx.Tx
+	var list []int64
+	for _, media := range []string{"a", "b"} {
+		tx, err := w.db.BeginTxx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = tx.Rollback() }() // it may have ended
+		list = append(list, w.insert(tx, "s", "", touch(media)))
+		late = append(late, tx)
+	}
+	last := w.publish("s", touch("c"))[0]
+	lane := w.claimOne("w")
+	for i, tx := range late {
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		w.assign()
+		if got := sequences(w.readAfter(lane.LaneID, last)); !slices.Equal(got, list[:i+1]) {
+			t.Errorf("after %d late ones, %v are read again, want %v", i+1, got, list[:i+1])
+		}
+	}
 }
