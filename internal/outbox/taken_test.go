@@ -344,6 +344,9 @@ func TestWhatIsLeftForAHolderIsNotPassed(t *testing.T) {
 		if got := look(); len(got) > 0 {
 			w.t.Fatalf("took %v of another's lane", sequences(got))
 		}
+		if got := other.Passed(); got >= first[0] {
+			w.t.Errorf("looks begin above %d, and %d is left", got, first[0])
+		}
 		w.settleEvent(lane, held.Taken[0], done)
 		if err := w.store.Release(w.t.Context(), []outbox.Holding{{
 			LaneID: lane.LaneID, Token: lane.Token, ReadFrom: first[0], SeenWake: held.Claimed[0].Wake,
@@ -353,6 +356,22 @@ func TestWhatIsLeftForAHolderIsNotPassed(t *testing.T) {
 		later := w.publish("s", touch("b"))
 		if diff := cmp.Diff(append(left, later...), sequences(look())); diff != "" {
 			w.t.Error(diff)
+		}
+	})
+}
+
+// A holder may be busy with ending, or stand still, and renew its lease.
+func TestWhatAHolderDoesNotFindIsWrittenByOthers(t *testing.T) {
+	each(t, func(w *world) {
+		w.publish("s", touch("a"))
+		w.take("holder")
+		late := w.publish("s", touch("b"))
+		w.exec(`UPDATE {outbox} SET created_at = created_at - ?`, time.Minute.Microseconds())
+		if _, err := w.another().Assign(w.t.Context(), outbox.Look{Worker: "other", Lease: lease, Take: takeFree}); err != nil {
+			w.t.Fatal(err)
+		}
+		if !slices.Contains(w.assigned(), late[0]) {
+			w.t.Errorf("%v are in their lane, %d isn't", w.assigned(), late[0])
 		}
 	})
 }
