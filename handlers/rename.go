@@ -3,6 +3,7 @@ package handlers
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/bucket"
@@ -116,8 +117,9 @@ func (j *job) sourceNow(ctx context.Context, source *bucket.Object) (found bool,
 	return true, nil
 }
 
-// finished ends a rename whose source is gone: an earlier attempt did it all,
-// or the object is missing.
+// finished ends a rename whose source is gone: an earlier attempt did it all, or
+// the object is missing. A deletion of the environment that was cut off may have
+// taken it: that one will supersede the event.
 func (j *job) finished(ctx context.Context) (bucket.Object, error) {
 	old := *j.view.Object.Key
 	object, err := j.bucket.Head(ctx, j.key, false)
@@ -126,6 +128,13 @@ func (j *job) finished(ctx context.Context) (bucket.Object, error) {
 	}
 	if err != nil && !errors.Is(err, bucket.ErrNotFound) {
 		return bucket.Object{}, err
+	}
+	deleted, err := j.Outbox.DeletionAfter(ctx, j.delivery.Event.LaneID, j.delivery.Event.Sequence)
+	if err != nil {
+		return bucket.Object{}, err
+	}
+	if deleted {
+		return bucket.Object{}, &outbox.Wait{For: time.Second, Reason: "the environment is about to be deleted"}
 	}
 	return bucket.Object{}, failure.New(failure.Permanent, failure.ObjectMissing,
 		"media %q of service %s can't be renamed: our object at %q in bucket %s is gone or was replaced by somebody; "+

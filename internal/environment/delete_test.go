@@ -99,6 +99,32 @@ func TestDeletionGoesOnUntilTheDirectoryIsEmpty(t *testing.T) {
 	})
 }
 
+// Who takes over from a worker that died while it deleted an environment begins
+// with what waited before the deletion, some of which needs what is gone.
+func TestADeletionThatWasCutOffSupersedesWhatNeedsWhatIsGone(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		dev.Publish(created("dev", ""))
+		s.Work()
+		s.AWS.DeleteDirect(store, directory("dev")+"a.txt")
+		rename := at{dev, s.Rename("m1", "a.txt", "b.txt")}
+		ids := s.publish(rename)
+		s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Times: 1, Before: func(context.Context, awslocal.Call) {
+			ids = append(ids, dev.Publish(deleted())) // the worker knows of it when the rename runs already
+			s.Await("the deletion in its lane", func() (found bool) {
+				s.get(&found, `SELECT lane_id IS NOT NULL FROM {outbox} WHERE event_id = ?`, ids[1])
+				return found
+			})
+		}})
+		s.Work()
+		s.ends(ids, "completed superseded", "completed done")
+		s.holds(map[string]string{"media/a.txt": "one"})
+	})
+}
+
 func TestEnvironmentIsCreatedAgainAfterItsDeletion(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

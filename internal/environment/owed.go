@@ -85,8 +85,7 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 func (s *Store) awaitDeletion(ctx context.Context, e *outbox.Event, names string) error {
 	var lacks bool
 	if err := s.db.GetContext(ctx, &lacks, s.db.SQL(`
-		SELECT CASE WHEN EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id IS NULL
-			AND type = '`+events.EnvironmentDeletedType+`' AND sequence > ? AND state IN ('available', 'running', 'retryable'))
+		SELECT CASE WHEN `+outbox.DeletionComes+`
 		THEN EXISTS (SELECT 1 FROM {copies} c JOIN {copy_items} i ON i.copy_sequence = c.sequence
 			WHERE c.target_lane = ? AND c.sequence < ? AND i.state = 'cancelled'
 			AND (i.media_id = ? OR i.file_name IN (SELECT name FROM {rows v(name text)})))

@@ -3,6 +3,8 @@ package outbox
 import (
 	"context"
 	"fmt"
+
+	"github.com/ownbucket/ownbucket/events"
 )
 
 // Unfinished tells whether a media has an event before that sequence that is
@@ -22,6 +24,16 @@ func (s *Store) DeadBefore(ctx context.Context, laneID int64, mediaID string, be
 	return s.exists(ctx, `SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id = ?
 		AND sequence < ? AND state = 'dead')`, laneID, mediaID, before)
 }
+
+// DeletionAfter tells whether a deletion of the lane's environment that was
+// published after that event is yet to complete, and may have begun.
+func (s *Store) DeletionAfter(ctx context.Context, laneID, sequence int64) (bool, error) {
+	return s.exists(ctx, `SELECT `+DeletionComes, laneID, sequence)
+}
+
+// DeletionComes is DeletionAfter as a condition for use in a query.
+const DeletionComes = `EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id IS NULL
+	AND type = '` + events.EnvironmentDeletedType + `' AND sequence > ? AND state IN ('available', 'running', 'retryable'))`
 
 func (s *Store) exists(ctx context.Context, query string, args ...any) (bool, error) {
 	var found bool
