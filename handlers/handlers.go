@@ -105,7 +105,10 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 	j.settings = found.Settings
 	if j.view.Object.Newer(version, d.Event.Sequence) {
 		result.Outcome = outbox.Superseded
-		return nil, result, nil
+		if d.MayHaveRun && writes {
+			err = j.lookForLeftover(ctx, found)
+		}
+		return nil, result, err
 	}
 	if unusable != nil && !j.view.Object.Live() {
 		return nil, result, unusable
@@ -114,6 +117,28 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 		return nil, result, err
 	}
 	return j, result, nil
+}
+
+// lookForLeftover notes that an earlier attempt of a superseded event has left
+// nothing, where that is so: a possible write would else be remembered, and lock
+// the settings, until the media's next event, which may never come.
+func (j *job) lookForLeftover(ctx context.Context, found integration.Integration) (err error) {
+	if j.result.Target == nil {
+		return nil
+	}
+	if j.view.HeldByOther() || j.view.Object.HoldsKey(j.key) {
+		j.result.Target = nil
+		return nil
+	}
+	if j.bucket, err = j.Buckets.Bucket(found.Account()); err != nil {
+		return err
+	}
+	object, err := j.bucket.Head(ctx, j.key, false)
+	if errors.Is(err, bucket.ErrNotFound) || err == nil && !j.ours(object) {
+		j.result.Target = nil
+		return nil
+	}
+	return err
 }
 
 // withoutSettings: a service that uses the feature nowhere has nothing to do;
@@ -168,9 +193,10 @@ func (j *job) keyTaken(key string) error {
 		j.mediaID, j.delivery.Event.ServiceID, key, j.settings.Bucket)
 }
 
-// ours tells whether an object at a key is one that we wrote for this media:
-// of this event's version, the ledger's, or a possible write's. That no other
-// media holds the key is the caller's to know.
+// ours tells whether an object at a key is one that we wrote: for this media, of
+// this event's version, the ledger's, or a possible write's; or, where the event
+// writes, what another media may have left there. That no other media holds the
+// key is the caller's to know.
 func (j *job) ours(object bucket.Object) bool {
 	versions := []int64{j.version}
 	if j.view.Object.HoldsKey(object.Key) {
@@ -181,18 +207,29 @@ func (j *job) ours(object bucket.Object) bool {
 			versions = append(versions, write.Version)
 		}
 	}
+	if object.Key == j.key && j.result.Target != nil {
+		for _, write := range j.view.OthersWrites {
+			versions = append(versions, write.Version)
+		}
+	}
 	return slices.ContainsFunc(versions, func(v int64) bool { return j.stamped(object, v) })
 }
 
-// written tells whether an object was written for this very event. Where
-// another event of the same second may have written at the key, nobody can
-// tell: the metadata's version has no more than seconds.
+// written tells whether an object was written for this very event. Where another
+// event of the same second may have written at the key, be it of this media or
+// another, nobody can tell: the metadata's version has no more than seconds. A
+// possible write of this version is another event's where this one never ran.
 func (j *job) written(object bucket.Object) bool {
 	if !j.stamped(object, j.version) {
 		return false
 	}
+	if object.Key == j.key && slices.ContainsFunc(j.view.OthersWrites, func(w ledger.PossibleWrite) bool {
+		return j.stamped(object, w.Version)
+	}) {
+		return false
+	}
 	return !slices.ContainsFunc(j.view.PossibleWrites, func(w ledger.PossibleWrite) bool {
-		return w.Key == object.Key && w.Version != j.version && j.stamped(object, w.Version)
+		return w.Key == object.Key && (w.Version != j.version || !j.delivery.MayHaveRun) && j.stamped(object, w.Version)
 	})
 }
 
@@ -246,28 +283,40 @@ func (j *job) settleWrites(ctx context.Context, inUse ...string) error {
 			continue
 		}
 		done[write.Key] = true
+		if err := j.settleWrite(ctx, write); err != nil {
+			return fmt.Errorf("remove what an earlier event left: %w", err)
+		}
+	}
+	return nil
+}
+
+// settleWrite removes what was left at one key. Who holds the key is asked anew
+// whenever something else is there than was seen: another media's event, which
+// shares no name with this one, may just have written there.
+func (j *job) settleWrite(ctx context.Context, write ledger.PossibleWrite) error {
+	for range conflictRounds {
+		object, err := j.bucket.Head(ctx, write.Key, false)
+		if errors.Is(err, bucket.ErrNotFound) {
+			return nil
+		}
+		if err != nil || !j.ours(object) {
+			return err
+		}
 		holder, err := j.Ledger.Holder(ctx, j.settings.Bucket, write.Key)
 		if err != nil {
 			return err
 		}
 		if holder != nil && (holder.LaneID != write.LaneID || holder.MediaID != write.MediaID) {
-			continue
+			return nil
 		}
-		object, err := j.bucket.Head(ctx, write.Key, false)
-		if errors.Is(err, bucket.ErrNotFound) {
-			continue
-		}
-		if err != nil {
+		if err = j.bucket.Delete(ctx, write.Key, object.ETag); !errors.Is(err, bucket.ErrConditionFailed) {
+			if errors.Is(err, bucket.ErrNotFound) {
+				return nil
+			}
 			return err
 		}
-		if !j.ours(object) {
-			continue
-		}
-		if err := j.deleteOurs(ctx, write.Key, object.ETag); err != nil {
-			return fmt.Errorf("remove what an earlier event left: %w", err)
-		}
 	}
-	return nil
+	return j.contended(write.Key)
 }
 
 // stored records the object that the event leaves at its key.

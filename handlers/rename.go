@@ -52,6 +52,7 @@ func (j *job) renameNothing(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if !dead {
+		j.result.Target = nil // without an object in the ledger no attempt has copied one
 		return outbox.Skipped, j.settleWrites(ctx)
 	}
 	return "", failure.New(failure.Permanent, failure.PredecessorDead,
@@ -152,7 +153,7 @@ func (j *job) targetNow(ctx context.Context, source bucket.Object, condition *bu
 		return object, false, err
 	case !j.ours(object):
 		return object, false, j.keyTaken(j.key)
-	case j.written(object) && source.Key != j.key && object.Size == source.Size:
+	case j.written(object) && source.Key != j.key && object.Size == source.Size && object.ETag == source.ETag:
 		return object, true, nil
 	}
 	*condition = bucket.Condition{IfMatch: object.ETag}

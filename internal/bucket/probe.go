@@ -86,6 +86,13 @@ func (b *Bucket) probe(ctx context.Context) (err error) {
 func (b *Bucket) cleanUp(ctx context.Context, maybeWritten map[string]bool, cause error) error {
 	ctx, cancel := context.WithTimeout(withoutGuard(context.WithoutCancel(ctx)), cleanUpTimeout)
 	defer cancel()
+	if errors.Is(cause, ErrInDoubt) {
+		// What was cancelled may take effect after it would be removed.
+		select {
+		case <-time.After(LateWrites):
+		case <-ctx.Done():
+		}
+	}
 	for key, maybe := range maybeWritten {
 		if !maybe {
 			continue

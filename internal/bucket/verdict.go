@@ -106,6 +106,15 @@ var s3Codes = map[string]verdict{
 }
 
 func s3Verdict(call Call, a answer) verdict {
+	if kms, ok := strings.CutPrefix(a.code, "KMS."); ok {
+		// KMS has passing troubles of its own, which aren't the customer's.
+		if v, known := s3Codes[kms]; known && v.class == failure.Transient {
+			return v
+		}
+		if a.status >= http.StatusInternalServerError {
+			return transientError
+		}
+	}
 	if strings.HasPrefix(a.code, "KMS.") || (a.status == http.StatusForbidden && strings.Contains(a.message, "kms:")) {
 		return kmsDenied
 	}

@@ -3,6 +3,7 @@ package environment
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jmoiron/sqlx"
 
@@ -54,7 +55,7 @@ func (s *Store) activate(ctx context.Context, tx *sqlx.Tx, d *outbox.Delivery) e
 		EnvironmentServiceID string `db:"environment_service_id"`
 	}
 	if err := tx.SelectContext(ctx, &copies, s.db.SQL(`
-		SELECT source_lane, environment_service_id FROM {copies} WHERE sequence = ? AND state = 'planned'`),
+		SELECT source_lane, environment_service_id FROM {copies} WHERE sequence = ? AND state <> 'pending'`),
 		e.Sequence); err != nil || len(copies) == 0 {
 		return err
 	}
@@ -64,7 +65,7 @@ func (s *Store) activate(ctx context.Context, tx *sqlx.Tx, d *outbox.Delivery) e
 	if err := s.settings.CopySettings(ctx, tx, copies[0].SourceLane, e.LaneID, copies[0].EnvironmentServiceID); err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, s.db.SQL(`UPDATE {copies} SET state = 'active' WHERE sequence = ?`), e.Sequence); err != nil {
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`UPDATE {copies} SET state = 'active' WHERE sequence = ? AND state = 'planned'`), e.Sequence); err != nil {
 		return err
 	}
 	return s.closeCopy(ctx, tx, e.Sequence)
@@ -95,6 +96,15 @@ func (s *Store) cancelCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) err
 		SELECT target_lane AS lane_id, media_id, false AS failed FROM {copy_items}
 		WHERE copy_sequence = ? AND state IN ('owed', 'waiting')`), sequence); err != nil {
 		return wrap("cancel a copy", err)
+	}
+	var begun []item // by attempts whose end isn't known
+	if err := tx.SelectContext(ctx, &begun, s.db.SQL(`
+		UPDATE {copy_items} SET may_have_written = true WHERE copy_sequence = ? AND state IN ('owed', 'waiting')
+		AND (may_have_written OR leased_until IS NOT NULL) RETURNING `+itemColumns), sequence); err != nil {
+		return wrap("cancel a copy", err)
+	}
+	if err := s.noteEachLeftover(ctx, tx, begun); err != nil {
+		return err
 	}
 	var snapshots []int64
 	if err := tx.SelectContext(ctx, &snapshots, s.db.SQL(`
@@ -127,6 +137,11 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 			}
 			continue
 		}
+		if e.Type == events.EnvironmentDeletedType {
+			if err := s.failCancelled(ctx, tx, e); err != nil {
+				return err
+			}
+		}
 		if e.Media() == "" {
 			continue
 		}
@@ -144,6 +159,26 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 		return err
 	}
 	return s.join(ctx, tx, endings)
+}
+
+// failCancelled makes items failed which a deletion has cancelled that is
+// discarded: its environment stays, and lacks them until they are retried.
+func (s *Store) failCancelled(ctx context.Context, tx *sqlx.Tx, deletion *outbox.Event) error {
+	var copies []int64
+	if err := tx.SelectContext(ctx, &copies, s.db.SQL(`
+		UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?
+		WHERE target_lane = ? AND copy_sequence < ? AND state = 'cancelled' RETURNING copy_sequence`),
+		failure.Canceled, "a deletion of the environment, which was discarded, had cancelled the copy",
+		deletion.LaneID, deletion.Sequence); err != nil {
+		return wrap("fail what a discarded deletion had cancelled", err)
+	}
+	slices.Sort(copies)
+	for _, sequence := range slices.Compact(copies) {
+		if err := s.closeCopy(ctx, tx, sequence); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // possibleWrite is where an event that was attempted may have written.

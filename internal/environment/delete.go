@@ -15,6 +15,9 @@ import (
 // the one delete that doesn't ask whose an object is (manual: 複数環境での取り扱い).
 func (s *Store) Delete(ctx context.Context, d *outbox.Delivery) (string, error) {
 	e := d.Event
+	if since, err := s.usedSince(ctx, e); err != nil || since {
+		return outbox.Superseded, err
+	}
 	if err := s.awaitCopies(ctx, e); err != nil {
 		return "", err
 	}
@@ -37,6 +40,17 @@ func (s *Store) Delete(ctx context.Context, d *outbox.Delivery) (string, error) 
 		return "", err
 	}
 	return outbox.Done, nil
+}
+
+// usedSince tells whether the environment was made again, or used, after a
+// deletion of it: that one had died, and what is there now isn't its to delete.
+func (s *Store) usedSince(ctx context.Context, deletion *outbox.Event) (bool, error) {
+	var used bool
+	err := s.db.GetContext(ctx, &used, s.db.SQL(`
+		SELECT EXISTS (SELECT 1 FROM {copies} WHERE target_lane = ? AND sequence > ? AND state IN ('active', 'ended'))
+		OR EXISTS (SELECT 1 FROM {media_objects} WHERE lane_id = ? AND sequence > ?)`),
+		deletion.LaneID, deletion.Sequence, deletion.LaneID, deletion.Sequence)
+	return used, wrap("look whether the environment was used since", err)
 }
 
 // empty deletes what is below the prefix, page by page, until a listing from
@@ -104,7 +118,8 @@ func (s *Store) awaitCopies(ctx context.Context, e *outbox.Event) error {
 // joinBefore gives copies from the environment the media that events have
 // kept from joining. Events that only wait for their next attempt will be
 // superseded: what the ledger has now is what there will be. Those that can
-// run do so first, while the deletion waits; it tells whether there are any.
+// run do so first, while the deletion waits; it tells whether there are any. Those
+// that lack what the deletion has kept from being copied wait for it (awaitDeletion).
 func (s *Store) joinBefore(ctx context.Context, e *outbox.Event) (runnable bool, err error) {
 	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		if err := s.lockLanes(ctx, tx, e.LaneID); err != nil {
@@ -117,7 +132,9 @@ func (s *Store) joinBefore(ctx context.Context, e *outbox.Event) (runnable bool,
 		if err := tx.SelectContext(ctx, &waits, s.db.SQL(`
 			SELECT w.copy_sequence, w.media_id, w.source_lane, EXISTS (SELECT 1 FROM {outbox} e
 				WHERE e.lane_id = w.source_lane AND e.media_id = w.media_id AND e.sequence < w.copy_sequence
-				AND e.state IN ('available', 'running') AND (NOT e.parked OR e.next_attempt_at IS NOT NULL)) AS runnable
+				AND e.state IN ('available', 'running') AND (NOT e.parked OR e.next_attempt_at IS NOT NULL)
+				AND NOT EXISTS (SELECT 1 FROM {copy_items} x WHERE x.target_lane = e.lane_id AND x.state = 'cancelled'
+					AND x.media_id = e.media_id AND x.copy_sequence < e.sequence)) AS runnable
 			FROM {copy_items} w WHERE w.state = 'waiting' AND w.source_lane = ? AND w.copy_sequence < ?
 			AND `+notAwaited),
 			e.LaneID, e.Sequence); err != nil {

@@ -51,10 +51,16 @@ func (s *Store) lookAgainAt(ctx context.Context, tx *sqlx.Tx, endings []ending) 
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} AS i SET state = 'waiting' FROM {rows v(lane_id bigint, media_id text)}
-		WHERE i.source_lane = v.lane_id AND i.media_id = v.media_id AND i.state = 'owed'`), encoded)
-	return wrap("look again at items whose media changed", err)
+	var again []item
+	if err := tx.SelectContext(ctx, &again, s.db.SQL(`
+		UPDATE {copy_items} SET state = 'waiting', may_have_written = (may_have_written OR leased_until IS NOT NULL)
+		WHERE state = 'owed' AND (source_lane, media_id) IN
+			(SELECT lane_id, media_id FROM {rows v(lane_id bigint, media_id text)})
+		RETURNING `+itemColumns), encoded); err != nil {
+		return wrap("look again at items whose media changed", err)
+	}
+	// What they may have written has a name and a version that they will not know.
+	return s.noteEachLeftover(ctx, tx, again)
 }
 
 // join lets items take their media as the ledger now has it, if nothing that

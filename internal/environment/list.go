@@ -91,7 +91,9 @@ func (s *Store) Show(ctx context.Context, serviceID, environmentID string) (Show
 	return shown, wrap("show an environment's failures", err)
 }
 
-// RetryFailed owes an environment's failed media again. It returns how many.
+// RetryFailed owes an environment's failed media again. It returns how many. Media
+// of which an event isn't finished in either environment stay failed: that event
+// may have begun without the copy.
 func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor, reason string) (int64, error) {
 	shown, err := s.Show(ctx, serviceID, environmentID)
 	if err != nil {
@@ -126,7 +128,11 @@ func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor
 		result, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {copy_items} SET state = 'owed', failure_count = 0, first_failed_at = NULL, next_attempt_at = 0,
 				denied_at = NULL, denied_count = 0
-			WHERE copy_sequence = ? AND state = 'failed'`), copies[0])
+			WHERE copy_sequence = ? AND state = 'failed'
+			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = source_lane AND e.media_id = {copy_items}.media_id
+				AND e.state IN ('available', 'running', 'retryable'))
+			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = target_lane AND e.media_id = {copy_items}.media_id
+				AND e.state IN ('available', 'running', 'retryable'))`), copies[0])
 		if err != nil {
 			return err
 		}

@@ -32,8 +32,12 @@ type owing struct {
 	// CreationDue tells that the copy's EnvironmentCreated will run by itself.
 	CreationDue bool `db:"creation_due"`
 	// Overtaken tells that an unfinished event of the target went past it.
-	Overtaken bool  `db:"overtaken"`
-	Now       int64 `db:"now_us"`
+	Overtaken bool `db:"overtaken"`
+	// Leased tells that somebody is copying it, Begun that somebody was whose end
+	// isn't known.
+	Leased bool  `db:"leased"`
+	Begun  bool  `db:"begun"`
+	Now    int64 `db:"now_us"`
 }
 
 const owingColumns = itemColumns + `,
@@ -41,7 +45,8 @@ const owingColumns = itemColumns + `,
 	(SELECT l.held FROM {lanes} l WHERE l.lane_id = target_lane) AS target_held,
 	EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = copy_sequence
 		AND e.state IN ('available', 'running', 'retryable')) AS creation_due,
-	` + overtaken + ` AS overtaken, {now} AS now_us`
+	` + overtaken + ` AS overtaken, coalesce(leased_until >= {now}, false) AS leased,
+	(may_have_written OR leased_until IS NOT NULL) AS begun, {now} AS now_us`
 
 // CopyFirst makes the copies that are owed of the event's media and file
 // names, from its environment or into it. A copy that another worker is making
@@ -69,6 +74,10 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 			case o.CopyState != active && !o.CreationDue: // copied only if its creation is replayed
 			case o.State == waiting:
 				err = s.passWaiting(ctx, d.Event, o)
+			case o.Overtaken && o.Leased: // the event was dead when that copy began
+				err = &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
+			case o.Overtaken && o.Begun:
+				err = s.noteBegun(ctx, o)
 			case !o.Overtaken: // else it will find that it is late
 				again, err = true, s.copyToHere(ctx, o)
 			}
@@ -78,6 +87,18 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 		}
 	}
 	return nil
+}
+
+// noteBegun records what attempts of an item may have written while the event
+// that has gone past it was dead: the event settles that.
+func (s *Store) noteBegun(ctx context.Context, o *owing) error {
+	o.MayHaveWritten = true
+	return wrap("note what a copy may have written", s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		if err := s.lockLanes(ctx, tx, o.TargetLane); err != nil {
+			return err
+		}
+		return s.noteLeftovers(ctx, tx, o.TargetLane, []item{o.item})
+	}))
 }
 
 // awaitDeletion makes an event wait that needs an object which a later deletion
@@ -317,6 +338,16 @@ func (s *Store) noteLeftovers(ctx context.Context, tx *sqlx.Tx, targetLane int64
 		possible = append(possible, it.possibleWrite())
 	}
 	return s.ledger.Apply(ctx, tx, []ledger.Effects{{Possible: possible}})
+}
+
+// noteEachLeftover is noteLeftovers of items into several lanes.
+func (s *Store) noteEachLeftover(ctx context.Context, tx *sqlx.Tx, items []item) error {
+	for i := range items {
+		if err := s.noteLeftovers(ctx, tx, items[i].TargetLane, items[i:i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func number(yes bool) int {

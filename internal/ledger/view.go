@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+
+	"github.com/ownbucket/ownbucket/internal/database"
 )
 
 // View is what a handler must know before it touches the bucket.
@@ -15,6 +17,9 @@ type View struct {
 	Holder *Object
 	// PossibleWrites are those of the media.
 	PossibleWrites []PossibleWrite
+	// OthersWrites are possible writes of other media at the key that was asked
+	// for, which those haven't settled yet.
+	OthersWrites []PossibleWrite
 	// SettingsVersion is the version of the row of the lane's settings at the
 	// moment of all this; 0 where there is none (integration.Store.With).
 	SettingsVersion int64
@@ -87,13 +92,16 @@ func (s *Store) view(ctx context.Context, list []asked) (map[asked]View, error) 
 		case "possible":
 			view.PossibleWrites = append(view.PossibleWrites,
 				PossibleWrite{LaneID: row.LaneID, MediaID: row.MediaID, Key: *row.Key, Version: row.Version})
+		case "others":
+			view.OthersWrites = append(view.OthersWrites,
+				PossibleWrite{LaneID: row.LaneID, MediaID: row.MediaID, Key: *row.Key, Version: row.Version})
 		}
 		views[q] = view
 	}
 	return views, nil
 }
 
-const viewQuery = `
+var viewQuery = `
 	WITH q AS MATERIALIZED (
 		SELECT * FROM {rows v(n integer, lane_id bigint, media_id text, bucket text, object_key text)})
 	SELECT q.n, 'media' AS what, o.lane_id, o.media_id, o.version AS version, o.sequence, o.bucket,
@@ -106,6 +114,11 @@ const viewQuery = `
 	UNION ALL
 	SELECT q.n, 'possible', w.lane_id, w.media_id, w.version, 0, NULL, w.object_key, '', 0, ''
 	FROM q JOIN {possible_writes} w ON w.lane_id = q.lane_id AND w.media_id = q.media_id
+	UNION ALL
+	SELECT q.n, 'others', w.lane_id, w.media_id, w.version, 0, NULL, w.object_key, '', 0, ''
+	FROM q JOIN {possible_writes} w ON w.object_key = q.object_key
+	WHERE ` + database.Unplanned(`(w.lane_id <> q.lane_id OR w.media_id <> q.media_id)
+		AND EXISTS (SELECT 1 FROM {integrations} i WHERE i.lane_id = w.lane_id AND i.bucket = q.bucket)`) + `
 	UNION ALL
 	SELECT q.n, 'settings', q.lane_id, q.media_id, {row_version}, 0, NULL, NULL, '', 0, ''
 	FROM q JOIN {integrations} i ON i.lane_id = q.lane_id

@@ -1,0 +1,7 @@
+-- Who writes at a key asks what other media may have left there.
+
+-- +goose Up
+CREATE INDEX possible_writes_key ON {schema}.possible_writes (object_key);
+
+-- +goose Down
+DROP INDEX {schema}.possible_writes_key;
