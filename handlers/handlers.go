@@ -309,10 +309,10 @@ func (j *job) settleWrite(ctx context.Context, write ledger.PossibleWrite) error
 		if holder != nil && (holder.LaneID != write.LaneID || holder.MediaID != write.MediaID) {
 			return nil
 		}
-		if err = j.bucket.Delete(ctx, write.Key, object.ETag); !errors.Is(err, bucket.ErrConditionFailed) {
-			if errors.Is(err, bucket.ErrNotFound) {
-				return nil
-			}
+		switch err := j.bucket.Delete(ctx, write.Key, object.ETag); {
+		case err == nil, errors.Is(err, bucket.ErrNotFound):
+			return nil
+		case !errors.Is(err, bucket.ErrConditionFailed):
 			return err
 		}
 	}

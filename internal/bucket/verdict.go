@@ -108,14 +108,15 @@ var s3Codes = map[string]verdict{
 func s3Verdict(call Call, a answer) verdict {
 	if kms, ok := strings.CutPrefix(a.code, "KMS."); ok {
 		// KMS has passing troubles of its own, which aren't the customer's.
-		if v, known := s3Codes[kms]; known && v.class == failure.Transient {
+		switch v := s3Codes[kms]; {
+		case v.class == failure.Transient:
 			return v
-		}
-		if a.status >= http.StatusInternalServerError {
+		case a.status >= http.StatusInternalServerError:
 			return transientError
 		}
+		return kmsDenied
 	}
-	if strings.HasPrefix(a.code, "KMS.") || (a.status == http.StatusForbidden && strings.Contains(a.message, "kms:")) {
+	if a.status == http.StatusForbidden && strings.Contains(a.message, "kms:") {
 		return kmsDenied
 	}
 	// An answer to HEAD has no body; a 503 there hides a SlowDown, and the

@@ -103,7 +103,7 @@ func (s *Store) cancelCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) err
 		AND (may_have_written OR leased_until IS NOT NULL) RETURNING `+itemColumns), sequence); err != nil {
 		return wrap("cancel a copy", err)
 	}
-	if err := s.noteEachLeftover(ctx, tx, begun); err != nil {
+	if err := s.noteLeftovers(ctx, tx, begun); err != nil {
 		return err
 	}
 	var snapshots []int64

@@ -231,7 +231,7 @@ func (s *Store) cancelInto(ctx context.Context, e *outbox.Event) (left bool, err
 			return err
 		}
 		// What they may have left counts where the deletion is discarded after all.
-		if err := s.letGo(ctx, tx, e.LaneID, unwanted, false); err != nil {
+		if err := s.letGo(ctx, tx, unwanted, false); err != nil {
 			return err
 		}
 		return tx.GetContext(ctx, &left, s.db.SQL(`

@@ -60,7 +60,7 @@ func (s *Store) lookAgainAt(ctx context.Context, tx *sqlx.Tx, endings []ending) 
 		return wrap("look again at items whose media changed", err)
 	}
 	// What they may have written has a name and a version that they will not know.
-	return s.noteEachLeftover(ctx, tx, again)
+	return s.noteLeftovers(ctx, tx, again)
 }
 
 // join lets items take their media as the ledger now has it, if nothing that

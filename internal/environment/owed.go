@@ -97,7 +97,7 @@ func (s *Store) noteBegun(ctx context.Context, o *owing) error {
 		if err := s.lockLanes(ctx, tx, o.TargetLane); err != nil {
 			return err
 		}
-		return s.noteLeftovers(ctx, tx, o.TargetLane, []item{o.item})
+		return s.noteLeftovers(ctx, tx, []item{o.item})
 	}))
 }
 
@@ -298,7 +298,7 @@ func (s *Store) giveUp(ctx context.Context, what scope, why string) (left bool, 
 		if err := s.closeCopy(ctx, tx, what.copySequence); err != nil {
 			return err
 		}
-		if err := s.letGo(ctx, tx, what.targetLane, given, true); err != nil {
+		if err := s.letGo(ctx, tx, given, true); err != nil {
 			return err
 		}
 		return tx.GetContext(ctx, &left, s.db.SQL(`SELECT EXISTS (SELECT 1 FROM {copy_items} WHERE `+inScope+`)`),
@@ -309,8 +309,8 @@ func (s *Store) giveUp(ctx context.Context, what scope, why string) (left bool, 
 
 // letGo ends the waiting for items that won't bring their media, and records what
 // they may have left. failed: a deletion is not why.
-func (s *Store) letGo(ctx context.Context, tx *sqlx.Tx, targetLane int64, items []item, failed bool) error {
-	if err := s.noteLeftovers(ctx, tx, targetLane, items); err != nil {
+func (s *Store) letGo(ctx context.Context, tx *sqlx.Tx, items []item, failed bool) error {
+	if err := s.noteLeftovers(ctx, tx, items); err != nil {
 		return err
 	}
 	endings := make([]ending, len(items))
@@ -321,33 +321,30 @@ func (s *Store) letGo(ctx context.Context, tx *sqlx.Tx, targetLane int64, items 
 }
 
 // noteLeftovers records what earlier attempts of items may have written.
-func (s *Store) noteLeftovers(ctx context.Context, tx *sqlx.Tx, targetLane int64, items []item) error {
-	target, exists, err := s.settings.ByLane(ctx, tx, targetLane)
-	if err != nil || !exists {
-		return err
+func (s *Store) noteLeftovers(ctx context.Context, tx *sqlx.Tx, items []item) error {
+	byTarget := make(map[int64][]*item)
+	for i := range items {
+		if it := &items[i]; it.MayHaveWritten {
+			byTarget[it.TargetLane] = append(byTarget[it.TargetLane], it)
+		}
 	}
 	var possible []ledger.PossibleWrite
-	for i := range items {
-		it := &items[i]
-		if !it.MayHaveWritten {
-			continue
-		}
-		if it.key, err = bucket.Key(target.Prefix, target.Directory, it.FileName); err != nil {
-			return fmt.Errorf("name what an item may have written: %w", err)
-		}
-		possible = append(possible, it.possibleWrite())
-	}
-	return s.ledger.Apply(ctx, tx, []ledger.Effects{{Possible: possible}})
-}
-
-// noteEachLeftover is noteLeftovers of items into several lanes.
-func (s *Store) noteEachLeftover(ctx context.Context, tx *sqlx.Tx, items []item) error {
-	for i := range items {
-		if err := s.noteLeftovers(ctx, tx, items[i].TargetLane, items[i:i+1]); err != nil {
+	for laneID, written := range byTarget {
+		target, exists, err := s.settings.ByLane(ctx, tx, laneID)
+		if err != nil {
 			return err
 		}
+		if !exists {
+			continue
+		}
+		for _, it := range written {
+			if it.key, err = bucket.Key(target.Prefix, target.Directory, it.FileName); err != nil {
+				return fmt.Errorf("name what an item may have written: %w", err)
+			}
+			possible = append(possible, it.possibleWrite())
+		}
 	}
-	return nil
+	return s.ledger.Apply(ctx, tx, []ledger.Effects{{Possible: possible}})
 }
 
 func number(yes bool) int {

@@ -462,25 +462,29 @@ func (s *Store) laneIDs(ctx context.Context, tx *sqlx.Tx, known map[environment]
 	return nil
 }
 
-// lastSequences locks lanes in the one order that all do it in, and tells the
-// highest sequence that each was ever given.
-func (s *Store) lastSequences(ctx context.Context, tx *sqlx.Tx, ids []int64) (map[int64]int64, error) {
-	encoded, err := rows(ids)
+// written is a lane that is locked for being written to.
+type written struct {
+	LaneID int64 `db:"lane_id"`
+	Token  int64 `db:"lease_token"`
+	// Last is the highest sequence that it was ever given.
+	Last int64 `db:"last_sequence"`
+}
+
+// lockWritten locks lanes in the one order that all do it in.
+func (s *Store) lockWritten(ctx context.Context, tx *sqlx.Tx, lanes []int64) (map[int64]written, error) {
+	ids, err := rows(lanes)
 	if err != nil {
 		return nil, err
 	}
-	var found []struct {
-		LaneID int64 `db:"lane_id"`
-		Last   int64 `db:"last_sequence"`
-	}
+	var found []written
 	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT lane_id, last_sequence FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id
-		{for_no_key_update}`), encoded); err != nil {
+		SELECT lane_id, lease_token, last_sequence FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id
+		{for_no_key_update}`), ids); err != nil {
 		return nil, err
 	}
-	last := make(map[int64]int64, len(found))
+	locked := make(map[int64]written, len(found))
 	for _, lane := range found {
-		last[lane.LaneID] = lane.Last
+		locked[lane.LaneID] = lane
 	}
-	return last, nil
+	return locked, nil
 }

@@ -214,11 +214,7 @@ func (p *placing) free() []int64 {
 // take leases the free lanes of taken events, and writes what follows there.
 // What can't be leased at once is found again by the next look.
 func (s *Store) take(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64, following []*assignment) error {
-	states := make([]*LaneState, len(free))
-	for i, laneID := range free {
-		states[i] = p.lanes[laneID]
-	}
-	claimed, err := s.claim(ctx, tx, states, p.look)
+	claimed, err := s.claim(ctx, tx, p, free)
 	if err != nil {
 		return err
 	}
@@ -272,23 +268,17 @@ func (s *Store) moved(ctx context.Context, tx *sqlx.Tx, p *placing) (map[int64]b
 	if len(lanes) == 0 {
 		return moved, nil
 	}
-	ids, err := rows(slices.Sorted(maps.Keys(lanes)))
-	if err != nil {
-		return nil, err
-	}
-	var locked []lease
-	err = tx.SelectContext(ctx, &locked, s.db.SQL(`
-		SELECT lane_id, lease_token FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id {for_no_key_update}`), ids)
-	for _, l := range locked {
-		if l.Token != p.lanes[l.LaneID].Token {
-			moved[l.LaneID] = true
+	locked, err := s.lockWritten(ctx, tx, slices.Sorted(maps.Keys(lanes)))
+	for laneID, l := range locked {
+		if l.Token != p.lanes[laneID].Token {
+			moved[laneID] = true
 		}
 	}
 	return moved, err
 }
 
 // claim leases lanes that nobody has had since the look saw them.
-func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []*LaneState, look Look) ([]Lane, error) {
+func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64) ([]Lane, error) {
 	if len(free) == 0 {
 		return nil, nil
 	}
@@ -297,8 +287,8 @@ func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []*LaneState, look 
 		Token  int64 `json:"lease_token"`
 	}
 	list := make([]seen, len(free))
-	for i, l := range free {
-		list[i] = seen{l.LaneID, l.Token}
+	for i, laneID := range free {
+		list[i] = seen{laneID, p.lanes[laneID].Token}
 	}
 	encoded, err := rows(list)
 	if err != nil {
@@ -309,7 +299,7 @@ func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, free []*LaneState, look 
 		SELECT l.lane_id FROM {lanes} l JOIN {rows v(lane_id bigint, lease_token bigint)}
 		ON l.lane_id = v.lane_id AND l.lease_token = v.lease_token
 		WHERE l.ready_at IS NULL AND l.leased_by IS NULL AND NOT l.held AND l.gate_sequence IS NULL
-		ORDER BY l.lane_id `+s.skipLocked("l")), look.Worker, look.Lease.Microseconds(), encoded)
+		ORDER BY l.lane_id `+s.skipLocked("l")), p.look.Worker, p.look.Lease.Microseconds(), encoded)
 	return claimed, err
 }
 
@@ -337,13 +327,13 @@ func (s *Store) write(ctx context.Context, tx *sqlx.Tx, written []*assignment, n
 			lanes[a.event.LaneID] = max(lanes[a.event.LaneID], a.Sequence)
 		}
 	}
-	last, err := s.lastSequences(ctx, tx, slices.Sorted(maps.Keys(lanes)))
+	locked, err := s.lockWritten(ctx, tx, slices.Sorted(maps.Keys(lanes)))
 	if err != nil {
 		return err
 	}
 	for _, a := range written {
 		a.LaneID = a.event.LaneID
-		a.Requeued = a.State != Dead && a.Sequence < last[a.LaneID]
+		a.Requeued = a.State != Dead && a.Sequence < locked[a.LaneID].Last
 	}
 	if err := s.exec(ctx, tx, `
 		UPDATE {outbox} AS e SET lane_id = v.lane_id, media_id = v.media_id, version = v.version,
