@@ -97,6 +97,21 @@ var migratedSQLite = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(path)
 })
 
+// ReadRows counts what was read of all tables so far, by index or not. It is for
+// PostgreSQL, where db has but one connection, whose statistics are then known.
+func ReadRows(t testing.TB, db *database.DB) (n int64) {
+	t.Helper()
+	if _, err := db.ExecContext(t.Context(), `SELECT pg_stat_force_next_flush()`); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.GetContext(t.Context(), &n, `SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_read, 0))
+		FROM pg_stat_user_tables t JOIN (SELECT relid, sum(idx_tup_read) AS idx_tup_read
+			FROM pg_stat_user_indexes GROUP BY relid) i USING (relid)`); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func migrate(url string) (err error) {
 	ctx := context.Background()
 	db, err := database.Open(ctx, url, database.DefaultSchema)

@@ -114,10 +114,7 @@ func TestADeletionThatWasCutOffSupersedesWhatNeedsWhatIsGone(t *testing.T) {
 		ids := s.publish(rename)
 		s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Times: 1, Before: func(context.Context, awslocal.Call) {
 			ids = append(ids, dev.Publish(deleted())) // the worker knows of it when the rename runs already
-			s.Await("the deletion in its lane", func() (found bool) {
-				s.get(&found, `SELECT lane_id IS NOT NULL FROM {outbox} WHERE event_id = ?`, ids[1])
-				return found
-			})
+			s.Await("the deletion in its lane", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND lane_id IS NOT NULL`, ids[1]))
 		}})
 		s.Work()
 		s.ends(ids, "completed superseded", "completed done")

@@ -77,7 +77,8 @@ func TestADeletionDoesNotWaitForWhatItWillSupersede(t *testing.T) {
 	})
 }
 
-// replayed is an event of dev that went past an item, and died.
+// wentPast makes an event of dev that went past an item, and died for the lack of
+// its source, which mend supplies.
 func (s *scene) wentPast(name string) (id string, mend func()) {
 	s.t.Helper()
 	dev := s.prod.In("dev")

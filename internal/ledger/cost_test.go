@@ -42,9 +42,9 @@ func TestOneMediaIsReadAndWrittenAlone(t *testing.T) {
 				handle(fmt.Sprintf("planned%d", i))
 			}
 			addMedia(t, db, "second", many)
-			before := readRows(t, db)
+			before := dbtest.ReadRows(t, db)
 			handle("last")
-			if read := readRows(t, db) - before; read > few {
+			if read := dbtest.ReadRows(t, db) - before; read > few {
 				t.Errorf("%d rows were read", read)
 			}
 		})
@@ -64,16 +64,4 @@ func exec(t *testing.T, db *database.DB, query string, args ...any) {
 	if _, err := db.ExecContext(t.Context(), db.SQL(query), args...); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// readRows counts what was read of the ledger so far, by index or not.
-func readRows(t *testing.T, db *database.DB) (n int64) {
-	t.Helper()
-	exec(t, db, `SELECT pg_stat_force_next_flush()`)
-	if err := db.GetContext(t.Context(), &n, `SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_read, 0))
-		FROM pg_stat_user_tables t JOIN (SELECT relid, sum(idx_tup_read) AS idx_tup_read FROM pg_stat_user_indexes GROUP BY relid) i USING (relid)
-		WHERE relname IN ('media_objects', 'possible_writes')`); err != nil {
-		t.Fatal(err)
-	}
-	return n
 }

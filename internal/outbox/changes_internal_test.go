@@ -164,3 +164,19 @@ func TestALaneThatIsLostIsNotGivenBackAtTheEnd(t *testing.T) {
 		})
 	}
 }
+
+// A Peek that is followed by an ordinary look, and a transaction that is run
+// again, must not have used up the room.
+func TestALookThatIsTriedAgainHasAllItsRoom(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	l.refill, l.drainedWake = false, 0
+	take := s.taker(1)
+	for range 2 {
+		takes := take()
+		found := &LaneState{Lane: l.Lane}
+		if !takes(found) || takes(found) {
+			t.Error("there isn't room for one event")
+		}
+	}
+}

@@ -55,11 +55,11 @@ func TestLookingReadsNothingThatIsNotDue(t *testing.T) {
 				FROM generate_series(1, CAST(? AS integer)) AS i`, many)
 			w.publish("second", touch("a"))
 
-			before := w.readRows()
+			before := dbtest.ReadRows(w.t, w.db)
 			if err := look(t.Context(), w.store); err != nil {
 				t.Fatal(err)
 			}
-			if read := w.readRows() - before; read > few {
+			if read := dbtest.ReadRows(w.t, w.db) - before; read > few {
 				t.Errorf("%d rows were read", read)
 			}
 		})
@@ -96,9 +96,9 @@ func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 			// nobody may see it any more.
 			var read int64
 			for range 300 {
-				before := w.readRows()
+				before := dbtest.ReadRows(w.t, w.db)
 				look(w)
-				if read = w.readRows() - before; read <= few {
+				if read = dbtest.ReadRows(w.t, w.db) - before; read <= few {
 					return
 				}
 			}
@@ -175,9 +175,9 @@ func TestEachStepReadsItsEventOnly(t *testing.T) {
 					FROM generate_series(1, CAST(? AS integer)) AS i`, many)
 				w.exec(`INSERT INTO {holds} (lane_id, resource, sequence) SELECT 0, 'm:' || i, i
 					FROM generate_series(1, CAST(? AS integer)) AS i`, many)
-				before := w.readRows()
+				before := dbtest.ReadRows(w.t, w.db)
 				step.does(w, lane, waiting[plans])
-				if read := w.readRows() - before; read > few {
+				if read := dbtest.ReadRows(w.t, w.db) - before; read > few {
 					t.Errorf("%d rows were read", read)
 				}
 			})
@@ -201,12 +201,4 @@ func TestLooksMoveOnWhereEachEventIsAnnounced(t *testing.T) {
 			return len(published) > first && w.store.Passed() >= published[first]
 		})
 	})
-}
-
-// readRows counts what was read of our tables so far, by index or not.
-func (w *world) readRows() int64 {
-	w.t.Helper()
-	w.exec(`SELECT pg_stat_force_next_flush()`)
-	return one[int64](w, `SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_read, 0))
-		FROM pg_stat_user_tables t JOIN (SELECT relid, sum(idx_tup_read) AS idx_tup_read FROM pg_stat_user_indexes GROUP BY relid) i USING (relid)`)
 }

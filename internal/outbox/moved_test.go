@@ -39,10 +39,7 @@ func (w *world) waitingLook(look outbox.Look) func() outbox.Assigned {
 		done, err := w.store.Assign(w.t.Context(), look)
 		looked <- answer{done, err}
 	}()
-	w.await("the look waits", func() bool {
-		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
-			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
-	})
+	w.awaitBlocked("the look waits")
 	return func() outbox.Assigned {
 		w.t.Helper()
 		if err := tx.Rollback(); err != nil {
@@ -338,10 +335,7 @@ func TestWhatEndedWhileItWasPromotedStaysEnded(t *testing.T) {
 		_, _, err := w.store.Promote(t.Context())
 		promoted <- err
 	}()
-	w.await("Promote waits", func() bool {
-		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
-			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
-	})
+	w.awaitBlocked("Promote waits")
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}

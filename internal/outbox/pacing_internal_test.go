@@ -124,3 +124,26 @@ func TestALookAfterMuchWritingFindsLess(t *testing.T) {
 		t.Errorf("what is left for others hides what isn't: %+v", plan)
 	}
 }
+
+// What waits for much longer than a tenth of a second is written twice; but where
+// slots are free, what waits may wait for each other.
+func TestAsMuchWaitsInMemoryAsEndsSoon(t *testing.T) {
+	t.Parallel()
+	const concurrency = 64
+	start := time.Unix(1_800_000_000, 0)
+	for _, tc := range []struct {
+		ended  int // in a tenth of a second
+		hungry bool
+		room   int
+	}{
+		{0, false, 4 * concurrency}, {10, false, concurrency}, {200, false, 200}, {1000, false, 1000},
+		{10, true, 4 * concurrency}, {1000, true, 1000},
+	} {
+		p := pacing{concurrency: concurrency}
+		p.flow.recently(start)
+		p.flow.n = tc.ended
+		if plan, early := p.plan(start.Add(flowWindow), 0, tc.hungry); early > 0 || plan.ahead || plan.room != tc.room {
+			t.Errorf("%+v: got %+v, due in %s", tc, plan, early)
+		}
+	}
+}

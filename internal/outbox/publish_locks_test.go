@@ -107,10 +107,7 @@ func (w *world) stuckAssigning() func() {
 		_, err := w.store.Assign(w.t.Context(), outbox.Look{})
 		assigned <- err
 	}()
-	w.await("it waits for the lane", func() bool {
-		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
-			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
-	})
+	w.awaitBlocked("it waits for the lane")
 	return func() {
 		if err := errors.Join(other.Rollback(), <-assigned); err != nil {
 			w.t.Error(err)

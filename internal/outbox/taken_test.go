@@ -431,10 +431,7 @@ func TestEventsThatTakeLongAreWrittenInTheirSequence(t *testing.T) {
 	}
 	written := make(chan error, 1)
 	go func() { written <- w.store.Write(t.Context(), held, taken.Taken) }()
-	w.await("the other waits", func() bool {
-		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
-			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
-	})
+	w.awaitBlocked("the other waits")
 	if one[int](w, lock, published[1]) != 1 {
 		t.Error("who waits for an event has written a later one")
 	}
@@ -444,4 +441,27 @@ func TestEventsThatTakeLongAreWrittenInTheirSequence(t *testing.T) {
 	if diff := cmp.Diff(published, w.assigned()); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// Its holder has in memory what it writes: the lane needn't be read, and goes on
+// taking what comes next. Who is given the lane reads it.
+func TestWhatIsWrittenFromMemoryWakesNobody(t *testing.T) {
+	each(t, func(w *world) {
+		w.publish("s", touch("a"))
+		found := w.take("w")
+		lane := found.Claimed[0].Lane
+		before := w.status(lane.LaneID).Wake
+		if err := w.store.Write(w.t.Context(), []outbox.Holding{holdingOf(lane)}, found.Taken); err != nil {
+			w.t.Fatal(err)
+		}
+		if got := w.status(lane.LaneID).Wake; got != before || len(w.assigned()) != 1 {
+			w.t.Errorf("the lane was woken %d times, and has %v", got-before, w.assigned())
+		}
+		if err := w.store.Release(w.t.Context(), []outbox.Holding{holdingOf(lane)}, found.Taken); err != nil {
+			w.t.Fatal(err)
+		}
+		if next := w.claim("next"); len(next) != 1 || len(w.read(next[0].LaneID)) != 1 {
+			w.t.Errorf("the next worker gets %v", next)
+		}
+	})
 }

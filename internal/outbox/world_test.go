@@ -388,6 +388,15 @@ func (w *world) print(text *strings.Builder, query string) error {
 	return rows.Err()
 }
 
+// awaitBlocked waits until a session waits for a lock that another has.
+func (w *world) awaitBlocked(what string) {
+	w.t.Helper()
+	w.await(what, func() bool {
+		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
+	})
+}
+
 // await polls until the condition holds.
 func (w *world) await(what string, holds func() bool) {
 	w.t.Helper()
