@@ -51,9 +51,6 @@ type Result struct {
 	Wrote  bool
 }
 
-// MediaResource is how events of a media order each other in the outbox.
-func MediaResource(mediaID string) string { return "m:" + mediaID }
-
 // lookAgain is after how long an event runs again whose key has just become
 // free.
 const lookAgain = 10 * time.Millisecond
@@ -113,6 +110,9 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 	if unusable != nil && !j.view.Object.Live() {
 		return nil, result, unusable
 	}
+	if err := j.claimLeftovers(); err != nil {
+		return nil, result, err
+	}
 	if j.bucket, err = h.Buckets.Bucket(found.Account()); err != nil {
 		return nil, result, err
 	}
@@ -153,6 +153,23 @@ func (h *Handlers) withoutSettings(ctx context.Context, d *outbox.Delivery) (str
 		d.Event.EnvironmentID, d.Event.ServiceID)
 }
 
+// claimLeftovers puts the event among those of the names at which it will settle
+// what earlier events of its media may have left. What another media's event is
+// just writing there may bear the same metadata, and is in no ledger yet.
+func (j *job) claimLeftovers() error {
+	var names []string
+	for _, write := range j.view.PossibleWrites {
+		name := outbox.NameResource(bucket.FileName(write.Key))
+		if !j.delivery.Event.Shares(name) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return &outbox.Wait{Behind: names, Reason: "something that an earlier event may have left is to be settled"}
+}
+
 // claimKey refuses a key that another media holds. Where an earlier event of
 // that media may still give it up, this event waits for it.
 func (j *job) claimKey(ctx context.Context) error {
@@ -165,7 +182,7 @@ func (j *job) claimKey(ctx context.Context) error {
 		return err
 	}
 	if waits && holder.LaneID == j.delivery.Event.LaneID {
-		return &outbox.Wait{Behind: []string{MediaResource(holder.MediaID)}, Reason: "an earlier event may free the key"}
+		return &outbox.Wait{Behind: []string{outbox.MediaResource(holder.MediaID)}, Reason: "an earlier event may free the key"}
 	}
 	if waits {
 		return &outbox.Wait{For: time.Second, Reason: "an earlier event of another environment may free the key"}

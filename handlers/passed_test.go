@@ -1,12 +1,14 @@
 package handlers_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/integration"
+	"github.com/ownbucket/ownbucket/internal/outbox"
 	"github.com/ownbucket/ownbucket/internal/stage"
 )
 
@@ -109,9 +111,35 @@ func TestARenameThatFailedOnceTakesNoLeftoverForItsOwn(t *testing.T) {
 	})
 }
 
-// An event that removes what an earlier one left shares no name with the event
-// that writes there meanwhile.
-func TestSettlingSparesWhatAnotherMediaHasWrittenMeanwhile(t *testing.T) {
+// What another media's event has written, and nobody recorded yet, looks like what
+// the earlier event of the same second left there.
+func TestSettlingWaitsForWhatAnotherMediaIsWriting(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		run(p, p.Upload("m1", "a.txt", "one"), p.Upload("m2", "x.txt", "old"))
+		lost, next := p.Upload("m1", "b.txt", "lost"), p.Upload("m2", "b.txt", "two")
+		next.Version = events.NewVersion(lost.Version.Time().Add(time.Millisecond))
+		leave(p, put, lost)
+
+		reached, letGo := hold(p, deleted, "media/x.txt")
+		upload := p.Publish(next)
+		p.Start()
+		reached()
+		remove := p.Publish(p.Delete("m1", "a.txt"))
+		p.Await("the delete", func() bool {
+			e := p.Event(remove)
+			return e.State == "completed" || e.Resources != nil && strings.Contains(*e.Resources, outbox.NameResource("b.txt"))
+		})
+		letGo()
+		p.Await("both", func() bool { return p.Event(upload).State == "completed" && p.Event(remove).State == "completed" })
+		wantStates(t, p, []string{upload, remove}, "completed done", "completed done")
+		wantContents(t, p, contents{"media/b.txt": "two"})
+		wantLedgerTrue(t, p, "m1", "m2")
+		wantPossibleWrites(t, p)
+	})
+}
+
+// The other way round: the name's next event waits until it was settled there.
+func TestANameWaitsForWhatIsSettledThere(t *testing.T) {
 	each(t, func(t *testing.T, p *stage.Place) {
 		run(p, p.Upload("m1", "a.txt", "one"))
 		lost := p.Upload("m1", "b.txt", "lost")
@@ -127,12 +155,16 @@ func TestSettlingSparesWhatAnotherMediaHasWrittenMeanwhile(t *testing.T) {
 		p.Start()
 		reached()
 		upload := p.Publish(next)
-		p.Await("the upload", func() bool { s := p.Event(upload).State; return s == "completed" || s == "dead" })
+		other := p.Publish(p.Upload("m3", "other.txt", "three"))
+		p.Await("the upload of another name", func() bool { return p.Event(other).State == "completed" })
+		if s := p.Event(upload).State; s == "completed" {
+			t.Errorf("the upload is %s while a leftover at its key is being deleted", s)
+		}
 		letGo()
-		p.Await("the delete", func() bool { return p.Event(remove).State == "completed" })
+		p.Await("both", func() bool { return p.Event(upload).State == "completed" && p.Event(remove).State == "completed" })
 		wantStates(t, p, []string{upload, remove}, "completed done", "completed done")
-		wantContents(t, p, contents{"media/b.txt": "two"})
-		wantLedgerTrue(t, p, "m1", "m2")
+		wantContents(t, p, contents{"media/b.txt": "two", "media/other.txt": "three"})
+		wantLedgerTrue(t, p, "m1", "m2", "m3")
 	})
 }
 

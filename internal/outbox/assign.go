@@ -356,10 +356,10 @@ func assign(event *Event) *assignment {
 	order := []string{}
 	if media := parsed.Media(); media != "" {
 		a.MediaID = &media
-		order = append(order, "m:"+media)
+		order = append(order, MediaResource(media))
 	}
 	for _, name := range parsed.FileNames() {
-		order = append(order, "n:"+name)
+		order = append(order, NameResource(name))
 	}
 	switch e := parsed.(type) {
 	case events.EnvironmentCreated:

@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -195,6 +196,17 @@ func (s *Store) exec(ctx context.Context, tx *sqlx.Tx, query string, values any,
 	}
 	_, err = tx.ExecContext(ctx, s.db.SQL(query), append([]any{encoded}, args...)...)
 	return err
+}
+
+// MediaResource is what events of one media have in common: they run in order.
+func MediaResource(mediaID string) string { return "m:" + mediaID }
+
+// NameResource is what events have in common that give or take one file name.
+func NameResource(fileName string) string { return "n:" + fileName }
+
+// Shares tells whether the event is ordered by a resource.
+func (e *Event) Shares(resource string) bool {
+	return slices.Contains(resources(e.Resources), resource)
 }
 
 // resources reads the column of that name.

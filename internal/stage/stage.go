@@ -291,6 +291,7 @@ type Event struct {
 	ErrorCode    *string `db:"error_code"`
 	Error        *string `db:"error"`
 	AttemptCount int     `db:"attempt_count"`
+	Resources    *string `db:"resources"` // nil until the event was assigned
 }
 
 // String is the state, with the outcome or the error's code.
@@ -304,7 +305,7 @@ func (e Event) String() string {
 	return e.State
 }
 
-const eventQuery = `SELECT sequence, type, state, outcome, error_class, error_code, error, attempt_count FROM {outbox}`
+const eventQuery = `SELECT sequence, type, state, outcome, error_class, error_code, error, attempt_count, resources FROM {outbox}`
 
 // Event reads an event.
 func (s *Stage) Event(id string) Event {
