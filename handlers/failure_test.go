@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/integration"
 	"github.com/ownbucket/ownbucket/internal/stage"
@@ -261,5 +262,83 @@ func TestTheGapBetweenAttemptsHoldsBackOnlyWhatSharesAMediaOrName(t *testing.T) 
 		p.Work()
 		wantStates(t, p, ids, "completed done", "completed done", "dead key_taken", "completed done")
 		wantContents(t, p, contents{"media/b.txt": big, "media/c.txt": "runs"})
+	})
+}
+
+// A probe that passed long ago says nothing about a denial of today: between the
+// two, the event had other trouble.
+func TestADenialAfterOtherTroubleBlocksTheIntegrationAnew(t *testing.T) {
+	eachRefused(t, func(t *testing.T, p *stage.Place) {
+		p.Config.RetryAttempts = 100
+		p.AWS.Inject(awslocal.Rule{API: put, Key: "media/a.txt", Times: 1, Status: 403, Code: "AccessDenied"})
+		trouble := p.AWS.Inject(awslocal.Rule{API: put, Key: "media/a.txt", Status: 500, Code: "InternalError"})
+		stop := p.Start()
+		id := p.Publish(p.Upload("m1", "a.txt", big))
+		p.Await("the trouble after the release", func() bool { return slices.Contains(attempts(p.Stage, id), "server_error") })
+		if err := p.AWS.ChangeRole(p.Role, func(r *awslocal.Role) { r.Policy = "" }); err != nil {
+			t.Fatal(err)
+		}
+		trouble.Remove()
+		p.Await("the denial", func() bool {
+			return p.Event(id).State == "dead" || p.Integration().State == integration.Blocked
+		})
+		stop()
+		if e := p.Event(id); e.State != "available" {
+			t.Errorf("the event is %s, although its whole integration is denied: %q", e, attempts(p.Stage, id))
+		}
+		if state := p.Integration().State; state != integration.Blocked {
+			t.Errorf("the integration is %s", state)
+		}
+	})
+}
+
+// An operator sets a role that doesn't exist while a probe with the former one,
+// which works again, is under way.
+func TestAProbeWithFormerSettingsReleasesNothing(t *testing.T) {
+	eachRefused(t, func(t *testing.T, p *stage.Place) {
+		p.AWS.Inject(awslocal.Rule{API: put, Key: "media/a.txt", Times: 1, Status: 403, Code: "AccessDenied"})
+		reached, letGo := hold(p, "s3:GetObject", "media/.microcms-probe-*")
+		stop := p.Start()
+		id := p.Publish(p.Upload("m1", "a.txt", "one"))
+		reached()
+		p.Set(integration.Change{RoleARN: new("arn:aws:iam::123456789012:role/NoSuchRole")})
+		p.Await("the probe with the new role", func() bool { return p.Integration().BlockedCode == "assume_role_denied" })
+		letGo()
+		p.Await("the former probe's last DELETE", func() bool { return calls(p)[copied] > 0 && len(p.AWS.Keys(p.Bucket)) == 0 })
+		stop()
+		if i := p.Integration(); i.State != integration.Blocked {
+			t.Errorf("the integration is %s by a probe with settings that are no longer its own; %s", i.State, p.Dump())
+		}
+		finish(p.Stage)
+		if e := p.Event(id); e.State != "available" {
+			t.Errorf("the event is %s after %q", e, attempts(p.Stage, id))
+		}
+	})
+}
+
+// Without ListBucket no directory can be listed: every event that needs to is
+// denied, not one alone.
+func TestWithoutListBucketTheIntegrationIsBlocked(t *testing.T) {
+	eachRefused(t, func(t *testing.T, p *stage.Place) {
+		dev := development(p)
+		run(dev, p.Upload("m1", "a.txt", "one"))
+		if err := p.AWS.SetBucketPolicy(p.Bucket, `{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Principal":"*",
+			"Action":"s3:ListBucket","Resource":"arn:aws:s3:::`+p.Bucket+`"}]}`); err != nil {
+			t.Fatal(err)
+		}
+		stop := p.Start()
+		id := dev.Publish(events.EnvironmentDeleted{})
+		probed := func() bool { return dev.Integration().ProbeFailures > 0 }
+		p.Await("a probe", func() bool { return p.Event(id).State == "dead" || probed() })
+		stop()
+		if e := p.Event(id); e.State != "available" {
+			t.Errorf("the deletion is %s after %q", e, attempts(p.Stage, id))
+		}
+		if err := p.AWS.SetBucketPolicy(p.Bucket, ""); err != nil {
+			t.Fatal(err)
+		}
+		p.Start()
+		p.Await("the deletion", func() bool { return p.Event(id).State == "completed" })
+		wantContents(t, p, contents{})
 	})
 }

@@ -81,3 +81,19 @@ func TestALedgerThatCantBeReadHidesNoPossibleWrite(t *testing.T) {
 		}
 	})
 }
+
+// Settings that a waiting event will need stay, whoever has looked at it yet.
+func TestSettingsAreLockedByAnEventThatNoWorkerHasSeen(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		run(p, p.Upload("m1", "a.txt", "one"), p.Delete("m1", "a.txt"))
+		id := p.Publish(p.Upload("m2", "b.txt", "two"))
+		if i := p.Integration(); !i.Locked || i.WaitingEvents != 1 {
+			t.Errorf("locked: %t, with %d waiting events", i.Locked, i.WaitingEvents)
+		}
+		if err := p.Settings.Delete(t.Context(), p.Service, "", "test", "they leave"); err == nil {
+			t.Error("the settings were deleted under a waiting event")
+		}
+		finish(p.Stage)
+		wantStates(t, p, []string{id}, "completed done")
+	})
+}

@@ -3,10 +3,10 @@ package worker
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 
 	"github.com/ownbucket/ownbucket/handlers"
 	"github.com/ownbucket/ownbucket/internal/bucket"
@@ -164,13 +164,11 @@ func lapse(e *outbox.Event) error {
 // random delay of up to base × 2^(n-1), at most 12 h. With a base of 1 s, 25
 // attempts spread over about 2.5 days.
 func backoff(base time.Duration) func(failures int) time.Duration {
-	scale := float64(base) / float64(time.Second)
-	jitter := retry.NewExponentialJitterBackoff(time.Duration(float64(longestDelay) / scale))
 	return func(failures int) time.Duration {
-		delay, err := jitter.BackoffDelay(failures-1, nil)
-		if err != nil { // its randomness failed: no reason not to try again
-			delay = time.Second
+		most := longestDelay
+		if doubled := failures - 1; base <= most>>doubled {
+			most = base << doubled
 		}
-		return min(time.Duration(float64(delay)*scale), longestDelay)
+		return rand.N(most + 1)
 	}
 }

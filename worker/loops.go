@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -58,15 +59,21 @@ func (w *Worker) probe(ctx context.Context, one integration.Integration) {
 	if err == nil {
 		err = b.Probe(probing)
 	}
+	if err != nil && ctx.Err() != nil {
+		return // cut off, it tells nothing: it is made anew when its lease has ended
+	}
 	// How it went is recorded even while the worker stops.
 	ctx = context.WithoutCancel(ctx)
 	logger := w.config.Logger.With("service_id", one.ServiceID, "environment_id", one.EnvironmentID)
 	if err == nil {
-		logger.Info("a blocked integration works again: its events go on")
-		if err := w.settings.ProbePassed(ctx, one.LaneID); err != nil {
+		switch err := w.settings.ProbePassed(ctx, one); {
+		case errors.Is(err, integration.ErrChanged):
+			return // which has them probed at once
+		case err != nil:
 			logger.Error("a blocked integration could not be released: it is probed again", "error", err)
 			return
 		}
+		logger.Info("a blocked integration works again: its events go on")
 		w.subscriber.Wake()
 		w.environments.Wake()
 		return
@@ -76,7 +83,7 @@ func (w *Worker) probe(ctx context.Context, one integration.Integration) {
 		code, reason = f.Code, f.Error()
 	}
 	logger.Info("a blocked integration still fails", "error", err)
-	if err := w.settings.ProbeFailed(ctx, one.LaneID, code, reason); err != nil {
+	if err := w.settings.ProbeFailed(ctx, one, code, reason); err != nil && !errors.Is(err, integration.ErrChanged) {
 		logger.Error("a failed probe could not be recorded", "error", err)
 	}
 }

@@ -66,6 +66,7 @@ func TestEveryAnswerHasItsClass(t *testing.T) {
 		{answered(409, "OperationAborted", ""), transient, bucket.Conflict},
 		{answered(400, "ExpiredToken", ""), transient, bucket.StaleCredentials},
 		{answered(403, "RequestTimeTooSkewed", ""), transient, bucket.OwnIdentity},
+		{answered(403, "SignatureDoesNotMatch", ""), transient, bucket.OwnIdentity},
 		{answered(412, "PreconditionFailed", ""), transient, bucket.ConditionFailed},
 
 		{answered(403, "AccessDenied", "Access Denied"), integration, failure.Denied},

@@ -15,8 +15,8 @@ import (
 // what it wrote.
 const cleanUpTimeout = 15 * time.Second
 
-// Probe uses every permission that events need: it puts, reads, copies and
-// deletes an object of its own below the prefix. It leaves nothing behind, or
+// Probe uses every permission that events need: it lists, puts, reads, copies
+// and deletes an object of its own below the prefix. It leaves nothing behind, or
 // its error says what.
 func (b *Bucket) Probe(ctx context.Context) error {
 	err := b.probe(ctx)
@@ -41,6 +41,15 @@ func (b *Bucket) probe(ctx context.Context) (err error) {
 	}
 	content := []byte("A test of the connection. It may be deleted.\n")
 	stamp := Stamp{ServiceID: b.account.ServiceID, Version: time.Now().UnixMicro()}
+
+	// What can't be deleted isn't written: such an account is probed again and
+	// again. A condition that no object meets leaves no delete marker.
+	if err := b.Delete(ctx, key, `"none"`); err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConditionFailed) {
+		return err
+	}
+	if _, err := b.exists(ctx, key); err != nil {
+		return err
+	}
 
 	maybeWritten := map[string]bool{}
 	defer func() { err = b.cleanUp(ctx, maybeWritten, err) }()

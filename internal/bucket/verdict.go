@@ -73,6 +73,7 @@ var s3Codes = map[string]verdict{
 	"IncompleteBody":          transientError,
 	"TemporaryRedirect":       transientError,
 	"RequestTimeTooSkewed":    ourIdentity,
+	"SignatureDoesNotMatch":   ourIdentity,
 
 	"ConditionalRequestConflict": conflict,
 	"OperationAborted":           conflict,

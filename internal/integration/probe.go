@@ -52,10 +52,12 @@ func (s *Store) DueProbes(ctx context.Context, n int, leaseFor time.Duration) ([
 }
 
 // ProbePassed unblocks an integration: the account grants all that we need.
-// Its events run on, unless it is paused.
-func (s *Store) ProbePassed(ctx context.Context, laneID int64) error {
+// Its events run on, unless it is paused. ErrChanged where that says nothing
+// about its settings, since they are no longer those that were probed.
+func (s *Store) ProbePassed(ctx context.Context, probed Integration) error {
+	laneID := probed.LaneID
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		if err := s.lockLane(ctx, tx, laneID); err != nil {
+		if _, err := s.probedStill(ctx, tx, probed); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, s.db.SQL(`
@@ -76,13 +78,11 @@ func (s *Store) ProbePassed(ctx context.Context, laneID int64) error {
 // ProbeFailed puts the next probe off, further each time, and notes why this
 // one failed; an empty code, of a probe that told nothing about the account,
 // leaves the reason as it is. An integration that isn't blocked stays so.
-func (s *Store) ProbeFailed(ctx context.Context, laneID int64, code, reason string) error {
+func (s *Store) ProbeFailed(ctx context.Context, probed Integration, code, reason string) error {
+	laneID := probed.LaneID
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		if err := s.lockLane(ctx, tx, laneID); err != nil {
-			return err
-		}
-		integration, exists, err := s.ByLane(ctx, tx, laneID)
-		if err != nil || !exists {
+		integration, err := s.probedStill(ctx, tx, probed)
+		if err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, s.db.SQL(`
@@ -101,6 +101,19 @@ func (s *Store) ProbeFailed(ctx context.Context, laneID int64, code, reason stri
 		return fmt.Errorf("put off the probe of lane %d: %w", laneID, err)
 	}
 	return nil
+}
+
+// probedStill locks the lane and reads its integration, which must reach the
+// customer's account as it did when it was probed.
+func (s *Store) probedStill(ctx context.Context, tx *sqlx.Tx, probed Integration) (Integration, error) {
+	if err := s.lockLane(ctx, tx, probed.LaneID); err != nil {
+		return Integration{}, err
+	}
+	now, exists, err := s.ByLane(ctx, tx, probed.LaneID)
+	if err == nil && (!exists || now.Account() != probed.Account()) {
+		err = ErrChanged
+	}
+	return now, err
 }
 
 // probeDelay is 2 s after the first failed probe, doubles with each, and is

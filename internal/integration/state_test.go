@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -76,23 +77,27 @@ func (m *machine) actions(t *testing.T) map[string]func(*rapid.T) {
 			m.ok(r, "block", m.store.Block(ctx, m.lane, "code", reason), true)
 		},
 		"probe passed": func(r *rapid.T) {
-			if m.lane == 0 {
-				r.Skip("no lane yet")
-			}
+			probed := m.probed(t, r)
 			m.blocked = false
-			m.ok(r, "probe passed", m.store.ProbePassed(ctx, m.lane), true)
+			m.ok(r, "probe passed", m.store.ProbePassed(ctx, probed), true)
 		},
 		"probe failed": func(r *rapid.T) {
-			if m.lane == 0 {
-				r.Skip("no lane yet")
-			}
+			probed := m.probed(t, r)
 			if m.blocked {
 				m.reason = "still denied"
 			}
-			m.ok(r, "probe failed", m.store.ProbeFailed(ctx, m.lane, "code", "still denied"), true)
+			m.ok(r, "probe failed", m.store.ProbeFailed(ctx, probed, "code", "still denied"), true)
 		},
 		"": func(r *rapid.T) { m.check(t, r) },
 	}
+}
+
+// probed are the settings as a worker has them that probes them.
+func (m *machine) probed(t *testing.T, r *rapid.T) integration.Integration {
+	if !m.exists {
+		r.Skip("nothing is probed without settings")
+	}
+	return show(t, m.store, m.service, "")
 }
 
 func (m *machine) check(t *testing.T, r *rapid.T) {
@@ -256,10 +261,11 @@ func TestProbesBackOffToFifteenMinutes(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		store := integration.New(db)
-		lane := blocked(t, store, "s")
+		blocked(t, store, "s")
+		probed := show(t, store, "s", "")
 		for failures := 1; failures <= 70; failures++ {
 			before := get[int64](t, db, `SELECT {now}`)
-			if err := store.ProbeFailed(t.Context(), lane, "", ""); err != nil {
+			if err := store.ProbeFailed(t.Context(), probed, "", ""); err != nil {
 				t.Fatal(err)
 			}
 			longest := 15 * time.Minute
@@ -276,11 +282,43 @@ func TestProbesBackOffToFifteenMinutes(t *testing.T) {
 				t.Errorf("reason %q: a probe that told nothing must leave it", i.BlockedReason)
 			}
 		}
-		if err := store.ProbePassed(t.Context(), lane); err != nil {
+		if err := store.ProbePassed(t.Context(), probed); err != nil {
 			t.Fatal(err)
 		}
 		if i := show(t, store, "s", ""); i.ProbePassedAt.IsZero() || i.ProbeFailures != 0 {
 			t.Errorf("passed at %v after %d failures, want a time and none", i.ProbePassedAt, i.ProbeFailures)
+		}
+	})
+}
+
+// Settings are changed while a probe is under way: what it finds out is about
+// the former ones.
+func TestAProbeOfFormerSettingsChangesNothing(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		store := integration.New(db)
+		blocked(t, store, "s")
+		makeDue(t, db)
+		due, err := store.DueProbes(t.Context(), 1, time.Hour)
+		if err != nil || len(due) != 1 {
+			t.Fatalf("%d probes, %v", len(due), err)
+		}
+		set(t, store, integration.Change{ServiceID: "s", Memo: new("says nothing about the account")})
+		if err := store.ProbeFailed(t.Context(), due[0], "denied", "still"); err != nil {
+			t.Errorf("the same account was probed: %v", err)
+		}
+		set(t, store, integration.Change{ServiceID: "s", RoleARN: new("arn:aws:iam::123456789012:role/Other")})
+		if err := store.ProbeFailed(t.Context(), due[0], "no_such_bucket", "of the former settings"); !errors.Is(err, integration.ErrChanged) {
+			t.Errorf("%v, want ErrChanged", err)
+		}
+		if err := store.ProbePassed(t.Context(), due[0]); !errors.Is(err, integration.ErrChanged) {
+			t.Errorf("%v, want ErrChanged", err)
+		}
+		if i := show(t, store, "s", ""); i.State != integration.Blocked || i.BlockedCode != "denied" || !i.ProbePassedAt.IsZero() {
+			t.Errorf("%s by %q, passed at %v", i.State, i.BlockedCode, i.ProbePassedAt)
+		}
+		if diff := cmp.Diff([]string{"s"}, probesOf(t, store, 10)); diff != "" {
+			t.Errorf("the new settings are probed at once: -want +got\n%s", diff)
 		}
 	})
 }

@@ -205,6 +205,7 @@ type update struct {
 	Holding    bool    `json:"holding"`
 	Finished   bool    `json:"finished"`
 	Denied     bool    `json:"denied"`
+	Alone      bool    `json:"alone"`
 	Denials    int     `json:"denied_count"`
 	Lapses     int     `json:"lapse_count"`
 	Resources  string  `json:"resources"`
@@ -252,12 +253,12 @@ func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement) e
 			recorded_count = v.recorded_count, failure_count = v.failure_count,
 			next_attempt_at = {now} + v.delay, parked = v.parked, requeued = v.requeued, holding = v.holding,
 			finished_at = CASE WHEN v.finished THEN {now} END,
-			denied_at = CASE WHEN v.denied THEN {now} ELSE e.denied_at END, denied_count = v.denied_count,
+			denied_at = CASE WHEN v.denied THEN {now} WHEN v.alone THEN e.denied_at END, denied_count = v.denied_count,
 			resources = v.resources, lapse_count = v.lapse_count,
 			error_class = v.error_class, error_code = v.error_code, error = v.error
 		FROM {rows v(sequence bigint, state text, outcome text, attempt_count integer, recorded_count integer,
 			failure_count integer, delay bigint, parked boolean, requeued boolean, holding boolean,
-			finished boolean, denied boolean, denied_count integer, lapse_count integer, resources text, error_class text, error_code text, error text)}
+			finished boolean, denied boolean, alone boolean, denied_count integer, lapse_count integer, resources text, error_class text, error_code text, error text)}
 		WHERE e.sequence = v.sequence AND e.finished_at IS NULL`, updates); err != nil {
 		return fmt.Errorf("update events: %w", err)
 	}
@@ -274,8 +275,10 @@ func newUpdate(st *Settlement) update {
 		Failures: e.FailureCount,
 		Holding:  e.Holding,
 		Requeued: true,
-		// What is tried again alone needs no further probe.
+		// What is tried again alone needs no further probe. Any other end parts
+		// the next denial from the probe that passed before.
 		Denied:    st.Denied && st.Kind == Yield,
+		Alone:     st.Denied && st.Kind != Yield,
 		Denials:   e.DeniedCount,
 		Resources: e.Resources,
 		Number:    e.RecordedCount + 1,
