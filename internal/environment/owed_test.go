@@ -81,6 +81,36 @@ func TestObjectThatAloneIsDeniedFailsAloneAfterThreeAttempts(t *testing.T) {
 		if got := s.prod.In("dev").Integration().State; got != integration.Active {
 			t.Errorf("the target is %s, want active", got)
 		}
+		if n := s.AWS.Counts()["s3:PutObject"]; n != 2+1 {
+			t.Errorf("two uploads and the probes put %d objects, want one probe", n)
+		}
+	})
+}
+
+// As of events: a probe that passed before an item had other trouble says nothing.
+func TestADenialOfAnItemAfterOtherTroubleBlocksItsTargetAnew(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.Config.RetryAttempts = 100
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		copying := awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "a.txt", Times: 1, Status: 403, Code: "AccessDenied"}
+		s.AWS.Inject(copying)
+		copying.Times, copying.Status, copying.Code = 0, 500, "InternalError"
+		trouble := s.AWS.Inject(copying)
+		s.Start()
+		dev.Publish(created("dev", ""))
+		s.Await("the trouble after the release", s.has(`SELECT 1 FROM {copy_items} WHERE error_code = 'server_error'`))
+		if err := s.AWS.ChangeRole(s.prod.Role, func(r *awslocal.Role) { r.Policy = "" }); err != nil {
+			t.Fatal(err)
+		}
+		trouble.Remove()
+		s.Await("the denial", func() bool {
+			return s.state("dev") == "incomplete" || dev.Integration().State == integration.Blocked
+		})
+		s.copied("dev", "running", 0, nil)
 	})
 }
 

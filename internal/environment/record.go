@@ -149,7 +149,8 @@ func (s *Store) giveBack(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.
 }
 
 // putOff gives an item back, to be tried again after the delay. Without a
-// failure, no attempt counts.
+// failure, no attempt counts. A probe that has passed says nothing about a denial
+// that comes after this.
 func (s *Store) putOff(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error, delay time.Duration) error {
 	counted := 0
 	if f != nil {
@@ -159,20 +160,22 @@ func (s *Store) putOff(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Er
 	_, err := tx.ExecContext(ctx, s.db.SQL(`
 		UPDATE {copy_items} SET leased_until = NULL, failure_count = failure_count + ?, may_have_written = ?,
 			first_failed_at = coalesce(first_failed_at, CASE WHEN CAST(? AS integer) = 1 THEN {now} END),
-			error_code = ?, error = ?, next_attempt_at = {now} + ?
+			error_code = ?, error = ?, next_attempt_at = {now} + ?, denied_at = NULL
 		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state IN ('owed', 'waiting')`),
 		counted, it.unsure, counted, code, words, delay.Microseconds(), it.CopySequence, it.MediaID, it.Token)
 	return err
 }
 
-// putOffDenied gives back an item that the target's account denied.
+// putOffDenied gives back an item that the target's account denied; counted is 1
+// where it denies the item alone, which needs no further probe.
 func (s *Store) putOffDenied(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error, counted int, delay time.Duration) error {
 	code, words := reason(f)
 	_, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} SET leased_until = NULL, may_have_written = ?, denied_at = {now},
+		UPDATE {copy_items} SET leased_until = NULL, may_have_written = ?,
+			denied_at = CASE WHEN CAST(? AS integer) = 0 THEN {now} ELSE denied_at END,
 			denied_count = denied_count + ?, error_code = ?, error = ?, next_attempt_at = {now} + ?
 		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state IN ('owed', 'waiting')`),
-		it.unsure, counted, code, words, delay.Microseconds(), it.CopySequence, it.MediaID, it.Token)
+		it.unsure, counted, counted, code, words, delay.Microseconds(), it.CopySequence, it.MediaID, it.Token)
 	return err
 }
 
