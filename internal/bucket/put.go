@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
@@ -66,7 +67,8 @@ func (b *Bucket) Put(ctx context.Context, in PutInput) (etag string, err error) 
 		request.ChecksumSHA256 = aws.String(base64.StdEncoding.EncodeToString(sum))
 	}
 
-	out, err := b.session.s3.PutObject(ctx, request, b.putOptions(in.SHA256 != "", source.seeker != nil))
+	sending := context.WithValue(ctx, sourceKey{}, source)
+	out, err := b.session.s3.PutObject(sending, request, b.putOptions(in.SHA256 != "", source.seeker != nil))
 	// What was wrong with the source explains the rest.
 	if bad := source.release(); bad != nil {
 		return "", bad
@@ -77,6 +79,10 @@ func (b *Bucket) Put(ctx context.Context, in PutInput) (etag string, err error) 
 			// Only the SDK's own checksum can differ: bytes were damaged on
 			// their way, and sending them again helps.
 			f = failure.New(failure.Transient, failure.ServerError, "%w", f).WithRequestID(f.RequestID)
+		}
+		if f.Code == failure.Timeout && source.late.Load() {
+			f = failure.New(failure.Transient, failure.SourceUnavailable,
+				"the upload's source gave nothing for so long that S3 gave up: %w", f).WithRequestID(f.RequestID)
 		}
 		return "", f
 	}
@@ -115,11 +121,16 @@ type source struct {
 	seeker io.Seeker // nil where the reader can be read only once
 	start  int64     // where a seekable reader began
 
+	// reading: the reader is being waited for; late: it was when S3 answered.
+	reading, late atomic.Bool
+
 	mu        sync.Mutex
 	remaining int64
 	released  bool
 	err       error
 }
+
+type sourceKey struct{}
 
 var errReleased = errors.New("the request is over")
 
@@ -159,6 +170,8 @@ func (s *source) Read(p []byte) (int, error) {
 	case s.remaining <= 0:
 		return 0, io.EOF
 	}
+	s.reading.Store(true)
+	defer s.reading.Store(false)
 	n, err := s.reader.Read(p[:min(int64(len(p)), s.remaining)])
 	s.remaining -= int64(n)
 	switch {
@@ -228,7 +241,11 @@ func sourceFailure(err error) error {
 	if isClassified(err) {
 		return failure.Of(err)
 	}
-	return failure.Of(fmt.Errorf("read the upload's source: %w", err))
+	f := failure.Of(fmt.Errorf("read the upload's source: %w", err))
+	if f.Code == failure.Timeout {
+		f.Code = failure.SourceUnavailable // the attempt's time is over, and it is the source that is waited for
+	}
+	return f
 }
 
 func optional(s string) *string {

@@ -43,7 +43,11 @@ func (t guardedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	// would be sent to its last byte, and often end as a reset connection.
 	req = req.WithContext(req.Context())
 	req.Proto, req.ProtoMajor, req.ProtoMinor = "HTTP/1.1", 1, 1
-	return t.base.RoundTrip(req)
+	answer, err := t.base.RoundTrip(req)
+	if s, ok := req.Context().Value(sourceKey{}).(*source); ok && s.reading.Load() {
+		s.late.Store(true)
+	}
+	return answer, err
 }
 
 // newTransport is shared by all customers. It speaks HTTP/1.1, as S3 does: one

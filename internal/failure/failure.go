@@ -46,6 +46,10 @@ const (
 	Throttled = "throttled"
 	Timeout   = "timeout"
 
+	// SourceUnavailable is an upload's source that doesn't answer, breaks off, or
+	// keeps the bucket waiting. It says nothing about the customer's integration.
+	SourceUnavailable = "source_unavailable"
+
 	// ServerError is a 5xx, a reset connection or an unreadable answer.
 	ServerError = "server_error"
 	// Internal is a fault of our own: a bug or our database.

@@ -33,7 +33,7 @@ import (
 const (
 	// CodeUnavailable is a source that doesn't answer, answers 5xx or 429, or
 	// breaks off.
-	CodeUnavailable = "source_unavailable"
+	CodeUnavailable = failure.SourceUnavailable
 	// CodeDenied is our own staging bucket or file root denying the worker: a
 	// fault of the installation, which its operators mend.
 	CodeDenied = "source_denied"
