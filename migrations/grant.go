@@ -35,6 +35,16 @@ func GrantPublisher(ctx context.Context, db *database.DB, role string) error {
 				return fmt.Errorf("grant publishing to role %q: %w", role, err)
 			}
 		}
+		// Who has some rights, but not that of granting them, gets a warning only.
+		var granted bool
+		if err := tx.GetContext(ctx, &granted, `SELECT has_schema_privilege($1, $2, 'USAGE') AND has_table_privilege($1, $3, 'INSERT')
+			AND has_column_privilege($1, $3, 'event_id', 'SELECT')`, role, db.Schema, db.SQL(`{outbox}`)); err != nil {
+			return fmt.Errorf("look up what role %q may do: %w", role, err)
+		}
+		if !granted {
+			return fmt.Errorf("grant publishing to role %q: connect as the owner of schema %s and its tables, who may grant this",
+				role, db.Schema)
+		}
 		return nil
 	})
 }

@@ -3,6 +3,7 @@ package migrations_test
 import (
 	"context"
 	"errors"
+	neturl "net/url"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -202,6 +203,36 @@ func TestAGrantedPublisherMayPublishAndNothingElse(t *testing.T) {
 		if err := as(query); err == nil || !strings.Contains(err.Error(), "permission denied") {
 			t.Errorf("%s: %v, want permission denied", query, err)
 		}
+	}
+}
+
+func TestGrantingWithoutTheRightToIsAnError(t *testing.T) {
+	t.Parallel()
+	url := dbtest.PostgreSQLURL(t)
+	db := dbtest.Open(t, url)
+	worker, cms := "worker "+uuid.NewString(), "cms "+uuid.NewString()
+	for _, role := range []string{worker, cms} {
+		if _, err := db.ExecContext(t.Context(), `CREATE ROLE "`+role+`" LOGIN`); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if _, err := db.ExecContext(context.Background(), `DROP OWNED BY "`+role+`"; DROP ROLE "`+role+`"`); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if _, err := db.ExecContext(t.Context(), `GRANT USAGE ON SCHEMA ownbucket TO "`+worker+`";
+		GRANT ALL ON ALL TABLES IN SCHEMA ownbucket TO "`+worker+`"`); err != nil {
+		t.Fatal(err)
+	}
+	asWorker, err := neturl.Parse(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asWorker.User = neturl.User(worker)
+	err = migrations.GrantPublisher(t.Context(), dbtest.Open(t, asWorker.String()), cms)
+	if err == nil || !strings.Contains(err.Error(), "owner") {
+		t.Errorf("nothing was granted, and the error is %v", err)
 	}
 }
 

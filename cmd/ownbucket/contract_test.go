@@ -196,6 +196,35 @@ func TestOperatorFindsRepairsAndReplaysFailures(t *testing.T) {
 	})
 }
 
+func TestRetryingFailedCopiesCountsWhatItSkips(t *testing.T) {
+	t.Parallel()
+	dbtest.EachURL(t, func(t *testing.T, url string) {
+		s := newShell(t, url)
+		s.setIntegration()
+		s.file("source", "content")
+		s.publish(upload("m1", "a.txt", "2026-01-02T03:04:05Z"), upload("m2", "b.txt", "2026-01-02T03:04:05Z"))
+		s.ok("worker", "--until-idle", "--timeout", "1m")
+		s.setIntegration("--environment", "dev", "--environment-service-id", "s1-dev", "--bucket", "another-bucket")
+		s.publish(`{"type":"EnvironmentCreated","service_id":"S1","environment_id":"dev",` +
+			`"data":{"source_environment_id":"","environment_service_id":"s1-dev"}}`)
+		s.ok("worker", "--until-idle", "--timeout", "1m")
+		s.ok("integration", "pause", "--service", "S1")
+		s.publish(upload("m1", "a.txt", "2026-01-02T03:04:06Z"))
+		s.ok("worker", "--until-idle", "--timeout", "1m")
+
+		retry := []string{"environments", "retry-failed", "--service", "S1", "--environment", "dev", "--reason", "test"}
+		want := map[string]any{"matched": 2.0, "changed": 1.0, "skipped": 1.0}
+		for range 2 {
+			if diff := cmp.Diff(want, s.object(append(retry, "--dry-run")...)); diff != "" {
+				t.Errorf("dry run (-want +got):\n%s", diff)
+			}
+		}
+		if diff := cmp.Diff(want, s.object(retry...)); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 func TestExitCodesTellFailureFromWrongUsage(t *testing.T) {
 	t.Parallel()
 	s := newShell(t, dbtest.SQLiteURL(t))
@@ -212,6 +241,16 @@ func TestExitCodesTellFailureFromWrongUsage(t *testing.T) {
 		{2, []string{"events", "retry", "--state", "dead"}},
 		{2, []string{"events", "discard", "--state", "dead", "--reason", ""}},
 		{2, []string{"events", "retry", "not-a-uuid", "--reason", "x"}},
+		{2, []string{"events", "show", "not-a-uuid"}},
+		{2, []string{"events", "list", "--state", ""}},
+		{2, []string{"events", "list", "--service", ""}},
+		{2, []string{"events", "retry", "--state", "dead", "--media", "", "--reason", "x"}},
+		{2, []string{"events", "discard", "--service", "S1", "--media", "", "--reason", "x"}},
+		{2, []string{"events", "discard", "--service", "S1", "--type", "", "--reason", "x"}},
+		{2, []string{"events", "discard", "--service", "S1", "--error-class", "", "--reason", "x"}},
+		{2, []string{"events", "discard", "--service", "S1", "--error-code", "", "--reason", "x"}},
+		{2, []string{"events", "discard", "--service", "S1", "--state", "", "--reason", "x"}},
+		{0, []string{"events", "list", "--environment", ""}},
 		{1, []string{"events", "retry", id, "--reason", "x"}},
 		{1, []string{"events", "show", id}},
 		{2, []string{"integration", "set", "--service", "S1", "--skip-test"}},
@@ -227,6 +266,7 @@ func TestExitCodesTellFailureFromWrongUsage(t *testing.T) {
 		{0, []string{"version"}},
 		{0, []string{"migrate", "status"}},
 		{0, []string{"migrate", "up"}},
+		{0, []string{"migrate"}},
 	} {
 		r := s.run("", c.args...)
 		if c.code == 2 && r.code == 1 && strings.Contains(r.stderr, "database URL") {

@@ -74,10 +74,12 @@ func (c environmentsShow) Run(ctx context.Context, a *app) error {
 type environmentsRetryFailed struct {
 	environmentFlags
 	Reason string `placeholder:"TEXT" help:"Why, for the audit."`
+	DryRun bool   `help:"Only count what would change."`
 }
 
 func (environmentsRetryFailed) Help() string {
 	return `Copies the failed media again, each with all its attempts before it. What caused the failure must be mended first.
+Media of which an event isn't finished, in this environment or in the one that it was made from, are skipped.
 
 Example:
   ownbucket environments retry-failed --service S1 --environment staging --reason "the role may read again"`
@@ -85,10 +87,13 @@ Example:
 
 func (c environmentsRetryFailed) Run(ctx context.Context, a *app) error {
 	return a.withDatabase(ctx, func(db *database.DB) error {
-		changed, err := environments(db).RetryFailed(ctx, c.Service, c.Environment, a.actor(), c.Reason)
+		done, err := environments(db).RetryFailed(ctx, c.Service, c.Environment, a.actor(), c.Reason, c.DryRun)
 		if err != nil {
 			return err
 		}
-		return a.printCounts(counts{Matched: changed, Changed: changed})
+		if c.DryRun && a.Output == "table" {
+			fmt.Fprintln(a.stderr, "Nothing is changed: this is a dry run.")
+		}
+		return a.printCounts(counts{Matched: done.Matched, Changed: done.Changed, Skipped: done.Matched - done.Changed})
 	})
 }

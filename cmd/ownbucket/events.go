@@ -29,12 +29,12 @@ const states = "available,running,retryable,held,completed,dead,discarded"
 type eventFilter struct {
 	EventIDs    []string `arg:"" optional:"" name:"event-id" help:"These events alone."`
 	State       []string `group:"filter" placeholder:"STATE" help:"One or several of ${states}."`
-	Type        string   `group:"filter" placeholder:"TYPE" help:"MediaUploaded, MediaRenamed, …"`
-	Service     string   `group:"filter" placeholder:"ID" help:"Events of that service."`
+	Type        *string  `group:"filter" placeholder:"TYPE" help:"MediaUploaded, MediaRenamed, …"`
+	Service     *string  `group:"filter" placeholder:"ID" help:"Events of that service."`
 	Environment *string  `group:"filter" placeholder:"ID" help:"Events of that environment; \"\" is production."`
-	Media       string   `group:"filter" placeholder:"ID" help:"Events of that media."`
-	ErrorClass  string   `group:"filter" placeholder:"CLASS" help:"transient, integration, permanent or interrupted."`
-	ErrorCode   string   `group:"filter" placeholder:"CODE" help:"key_taken, source_gone, …"`
+	Media       *string  `group:"filter" placeholder:"ID" help:"Events of that media."`
+	ErrorClass  *string  `group:"filter" placeholder:"CLASS" help:"transient, integration, permanent or interrupted."`
+	ErrorCode   *string  `group:"filter" placeholder:"CODE" help:"key_taken, source_gone, …"`
 }
 
 // Validate is called by the parser.
@@ -43,6 +43,21 @@ func (f eventFilter) Validate() error {
 	for _, state := range f.State {
 		if !slices.Contains(known, state) {
 			return fmt.Errorf("--state %q is none of %s", state, states)
+		}
+	}
+	if f.State != nil && len(f.State) == 0 {
+		return errors.New("--state must not be empty")
+	}
+	// What a script left empty must not widen an action to everything.
+	for _, filter := range []struct {
+		flag  string
+		value *string
+	}{
+		{"type", f.Type}, {"service", f.Service}, {"media", f.Media},
+		{"error-class", f.ErrorClass}, {"error-code", f.ErrorCode},
+	} {
+		if filter.value != nil && *filter.value == "" {
+			return fmt.Errorf("--%s must not be empty", filter.flag)
 		}
 	}
 	for _, id := range f.EventIDs {
@@ -54,8 +69,15 @@ func (f eventFilter) Validate() error {
 }
 
 func (f eventFilter) filter() outbox.Filter {
-	return outbox.Filter{EventIDs: f.EventIDs, States: f.State, Type: f.Type, ServiceID: f.Service,
-		EnvironmentID: f.Environment, MediaID: f.Media, ErrorClass: f.ErrorClass, ErrorCode: f.ErrorCode}
+	return outbox.Filter{EventIDs: f.EventIDs, States: f.State, Type: orEmpty(f.Type), ServiceID: orEmpty(f.Service),
+		EnvironmentID: f.Environment, MediaID: orEmpty(f.Media), ErrorClass: orEmpty(f.ErrorClass), ErrorCode: orEmpty(f.ErrorCode)}
+}
+
+func orEmpty(value *string) string {
+	if value == nil {
+		return ""
+	}
+	return *value
 }
 
 type eventsList struct {
@@ -80,6 +102,11 @@ Examples:
 
 func (c eventsList) Run(ctx context.Context, a *app) error {
 	return a.withDatabase(ctx, func(db *database.DB) error {
+		if a.Output == "json" {
+			return printEach(a, func(visit func(outbox.Listed) error) error {
+				return openOutbox(db).Each(ctx, c.filter(), c.Limit, visit)
+			})
+		}
 		listed, err := openOutbox(db).List(ctx, c.filter(), c.Limit)
 		if err != nil {
 			return err
@@ -109,6 +136,14 @@ func withCode(e outbox.Listed) string {
 
 type eventsShow struct {
 	EventID string `arg:"" help:"The event's ID."`
+}
+
+// Validate is called by the parser.
+func (c eventsShow) Validate() error {
+	if uuid.Validate(c.EventID) != nil {
+		return fmt.Errorf("%q is no event ID: use a UUID", c.EventID)
+	}
+	return nil
 }
 
 func (eventsShow) Help() string {
@@ -167,13 +202,16 @@ type bulk struct {
 
 // Validate is called by the parser.
 func (c bulk) Validate() error {
+	if err := c.eventFilter.Validate(); err != nil {
+		return err
+	}
 	if c.filter().Empty() {
 		return errors.New("name events, or filters that select some: an action on every event is refused")
 	}
 	if strings.TrimSpace(c.Reason) == "" {
 		return errors.New("--reason must say why, for the audit")
 	}
-	return c.eventFilter.Validate()
+	return nil
 }
 
 type eventsRetry struct{ bulk }

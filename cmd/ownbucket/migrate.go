@@ -11,7 +11,7 @@ import (
 )
 
 type migrateCommand struct {
-	Up             migrateUp             `cmd:"" help:"Apply what is missing."`
+	Up             migrateUp             `cmd:"" default:"1" help:"Apply what is missing; also what migrate alone does."`
 	Status         migrateStatus         `cmd:"" help:"List this program's steps, applied or not."`
 	GrantPublisher migrateGrantPublisher `cmd:"" help:"Let a PostgreSQL role publish events, and nothing else."`
 }

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -27,6 +30,30 @@ func printList[T any](a *app, list []T, header columns, row func(T) []string) er
 		t.AppendRow(cells(row(item)))
 	}
 	return render(a.stdout, t)
+}
+
+// printEach prints things as one JSON array while they are found: there may be
+// more than memory should hold.
+func printEach[T any](a *app, each func(visit func(T) error) error) error {
+	out := bufio.NewWriter(a.stdout)
+	before, end := "[\n  ", "[]\n"
+	err := each(func(thing T) error {
+		var encoded bytes.Buffer
+		encoder := json.NewEncoder(&encoded)
+		encoder.SetEscapeHTML(false)
+		encoder.SetIndent("  ", "  ")
+		if err := encoder.Encode(thing); err != nil {
+			return fmt.Errorf("print JSON: %w", err)
+		}
+		_, _ = out.WriteString(before)
+		_, err := out.Write(bytes.TrimRight(encoded.Bytes(), "\n"))
+		before, end = ",\n  ", "\n]\n"
+		return err
+	})
+	if err == nil {
+		_, err = out.WriteString(end)
+	}
+	return errors.Join(err, out.Flush())
 }
 
 // field is one line of a thing's table; empty ones are left out.

@@ -2,11 +2,14 @@ package environment
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
 // ErrNotFound says that the environment was never made from another, or is gone.
@@ -91,20 +94,28 @@ func (s *Store) Show(ctx context.Context, serviceID, environmentID string) (Show
 	return shown, wrap("show an environment's failures", err)
 }
 
-// RetryFailed owes an environment's failed media again. It returns how many. Media
+// Retried says what RetryFailed did: Matched media had failed, and of Changed
+// ones the copy is owed again.
+type Retried struct{ Matched, Changed int64 }
+
+// errDryRun rolls back what is only counted.
+var errDryRun = errors.New("dry run")
+
+// RetryFailed owes an environment's failed media again, or only counts them. Media
 // of which an event isn't finished in either environment stay failed: that event
 // may have begun without the copy.
-func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor, reason string) (int64, error) {
+func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor, reason string, dryRun bool) (Retried, error) {
 	shown, err := s.Show(ctx, serviceID, environmentID)
 	if err != nil {
-		return 0, err
+		return Retried{}, err
 	}
 	if shown.State == "deleting" {
-		return 0, fmt.Errorf("environment %q of service %q is being deleted: nothing is copied to it any more",
+		return Retried{}, fmt.Errorf("environment %q of service %q is being deleted: nothing is copied to it any more",
 			environmentID, serviceID)
 	}
-	var changed int64
+	var done Retried
 	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		done = Retried{}
 		var lanes []int64
 		if err := tx.SelectContext(ctx, &lanes, s.db.SQL(`
 			SELECT lane_id FROM {lanes} WHERE service_id = ? AND environment_id = ?`), serviceID, environmentID); err != nil {
@@ -125,19 +136,31 @@ func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor
 			serviceID, environmentID); err != nil || len(copies) == 0 {
 			return err
 		}
+		if err := tx.GetContext(ctx, &done.Matched, s.db.SQL(`
+			SELECT count(*) FROM {copy_items} WHERE copy_sequence = ? AND state = 'failed'`), copies[0]); err != nil {
+			return err
+		}
+		begun, err := s.unassigned(ctx, tx, copies[0])
+		if err != nil {
+			return err
+		}
 		result, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {copy_items} SET state = 'owed', failure_count = 0, first_failed_at = NULL, next_attempt_at = 0,
 				denied_at = NULL, denied_count = 0
 			WHERE copy_sequence = ? AND state = 'failed'
+			AND media_id NOT IN (SELECT media_id FROM {rows v(media_id text)})
 			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = source_lane AND e.media_id = {copy_items}.media_id
 				AND e.state IN ('available', 'running', 'retryable'))
 			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = target_lane AND e.media_id = {copy_items}.media_id
-				AND e.state IN ('available', 'running', 'retryable'))`), copies[0])
+				AND e.state IN ('available', 'running', 'retryable'))`), copies[0], begun)
 		if err != nil {
 			return err
 		}
-		if changed, err = result.RowsAffected(); err != nil || changed == 0 {
+		if done.Changed, err = result.RowsAffected(); err != nil || done.Changed == 0 {
 			return err
+		}
+		if dryRun {
+			return errDryRun
 		}
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {copies} SET state = 'active' WHERE sequence = ? AND state = 'ended'`), copies[0]); err != nil {
@@ -146,8 +169,37 @@ func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor
 		_, err = tx.ExecContext(ctx, s.db.SQL(`
 			INSERT INTO {audit} (at, actor, action, target, reason, changed) VALUES ({now}, ?, ?, ?, ?, ?)`),
 			strings.ToValidUTF8(actor, "\uFFFD"), "environments retry-failed",
-			fmt.Sprintf("service %q, environment %q", serviceID, environmentID), strings.ToValidUTF8(reason, "\uFFFD"), changed)
+			fmt.Sprintf("service %q, environment %q", serviceID, environmentID), strings.ToValidUTF8(reason, "\uFFFD"), done.Changed)
 		return err
 	})
-	return changed, wrap("retry an environment's failed media", err)
+	if errors.Is(err, errDryRun) {
+		err = nil
+	}
+	return done, wrap("retry an environment's failed media", err)
+}
+
+// unassigned lists, as rows, the media of events of either environment of a copy
+// that stand in no lane yet: a worker may have begun them, and has them in its
+// memory alone.
+func (s *Store) unassigned(ctx context.Context, tx *sqlx.Tx, copySequence int64) (rows string, err error) {
+	var found []outbox.Event
+	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT e.type, e.service_id, e.environment_id, e.data FROM {outbox} e
+		JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
+		JOIN {copies} c ON l.lane_id IN (c.source_lane, c.target_lane)
+		WHERE e.lane_id IS NULL AND c.sequence = ?`), copySequence); err != nil {
+		return "", err
+	}
+	type media struct {
+		ID string `json:"media_id"`
+	}
+	list := []media{}
+	for i := range found {
+		// What isn't valid begins nothing.
+		if event, err := found[i].Parse(); err == nil && event.Media() != "" {
+			list = append(list, media{event.Media()})
+		}
+	}
+	encoded, err := json.Marshal(list)
+	return string(encoded), err
 }

@@ -69,7 +69,7 @@ func TestEnvironmentIsListedFromItsCopyToItsDeletion(t *testing.T) {
 		s.publish(at{dev, deleted()})
 		s.Work()
 		s.listed(listedAs("dev", "deleting", 2, 2, 0), listedAs("stg", "complete", 2, 2, 0))
-		if _, err := s.environments().RetryFailed(t.Context(), service, "dev", "test", "mended"); err == nil {
+		if _, err := s.environments().RetryFailed(t.Context(), service, "dev", "test", "mended", false); err == nil {
 			t.Error("media were owed to an environment that is being deleted")
 		}
 		s.resume(dev)
@@ -78,7 +78,7 @@ func TestEnvironmentIsListedFromItsCopyToItsDeletion(t *testing.T) {
 		if _, err := s.environments().Show(t.Context(), service, "dev"); !errors.Is(err, environment.ErrNotFound) {
 			t.Errorf("show a deleted environment: %v", err)
 		}
-		if _, err := s.environments().RetryFailed(t.Context(), service, "dev", "test", "mended"); !errors.Is(err, environment.ErrNotFound) {
+		if _, err := s.environments().RetryFailed(t.Context(), service, "dev", "test", "mended", false); !errors.Is(err, environment.ErrNotFound) {
 			t.Errorf("retry a deleted environment: %v", err)
 		}
 	})

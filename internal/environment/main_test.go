@@ -175,11 +175,11 @@ func (s *scene) copied(name, state string, done int64, failed map[string]string)
 
 func (s *scene) retryFailed(name string) int64 {
 	s.t.Helper()
-	n, err := s.environments().RetryFailed(s.t.Context(), service, name, "test", "mended")
+	retried, err := s.environments().RetryFailed(s.t.Context(), service, name, "test", "mended", false)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return n
+	return retried.Changed
 }
 
 // discard ends an event as an operator would.

@@ -27,10 +27,11 @@ type Counts struct {
 const adminBatch = 500
 
 // The states that each action takes, as a condition on an event e. An
-// available event in the window of a living holder may be running.
+// available event in the window of a living holder may be running, and so may
+// one that was published since and isn't assigned yet.
 const (
 	retryTakes   = `e.state IN ('dead', 'retryable')`
-	discardTakes = `(e.state IN ('dead', 'retryable') OR e.state = 'available' AND (e.parked OR NOT EXISTS (
+	discardTakes = `(e.state IN ('dead', 'retryable') OR e.state = 'available' AND e.lane_id IS NOT NULL AND (e.parked OR NOT EXISTS (
 		SELECT 1 FROM {lanes} h WHERE h.lane_id = e.lane_id AND h.leased_by IS NOT NULL AND h.leased_until >= {now})))`
 )
 

@@ -68,13 +68,13 @@ func (s *Store) Promote(ctx context.Context) (lanes []int64, more bool, err erro
 
 // Prune deletes completed and discarded events that ended longer ago than the
 // retention, in batches along the sequence, and returns where it got to: 0
-// when it reached events that are too young. Dead events stay.
+// when a batch has none that is old enough. Dead events stay.
 func (s *Store) Prune(ctx context.Context, retention time.Duration, after int64) (next, deleted int64, err error) {
 	var last *int64
 	if err := s.db.GetContext(ctx, &last, s.db.SQL(`
-		SELECT max(sequence) FROM (SELECT sequence FROM {outbox}
-			WHERE sequence > ? AND created_at < {now} - ? ORDER BY sequence LIMIT ?) AS old`),
-		after, retention.Microseconds(), pruneBatch); err != nil {
+		SELECT max(sequence) FROM (SELECT sequence, created_at FROM {outbox}
+			WHERE sequence > ? ORDER BY sequence LIMIT ?) AS oldest WHERE created_at < {now} - ?`),
+		after, pruneBatch, retention.Microseconds()); err != nil {
 		return after, 0, fmt.Errorf("find events to prune: %w", err)
 	}
 	if last == nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
@@ -99,6 +100,26 @@ func TestOnlyOldCompletedAndDiscardedEventsArePruned(t *testing.T) {
 			w.t.Errorf("attempts: %s", diff)
 		}
 	})
+}
+
+// Workers prune each minute: what is too young must not be walked over each time.
+func TestPruningReadsNoMoreThanABatchOfWhatIsTooYoung(t *testing.T) {
+	t.Parallel()
+	db := dbtest.PostgreSQL(t)
+	db.SetMaxOpenConns(1) // its statistics are then known
+	w := newWorld(t, db)
+	w.publish("s", touch("a"))
+	w.assign()
+	const young = 20_000
+	w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data, lane_id, resources, state, outcome, finished_at)
+		SELECT ` + w.uuidOf("n") + `, 'MediaDeleted', 's', '{}', 1, '[]', 'completed', 'done', {now} FROM (` + w.series(young) + `) AS s`)
+	before := dbtest.ReadRows(t, db)
+	if next, deleted, err := w.store.Prune(t.Context(), time.Hour, 0); err != nil || next != 0 || deleted != 0 {
+		t.Errorf("pruned %d up to %d: %v", deleted, next, err)
+	}
+	if read := dbtest.ReadRows(t, db) - before; read > young/2 {
+		t.Errorf("%d rows were read of %d", read, young)
+	}
 }
 
 func TestIdleMeansThatNothingRunsByItselfSoon(t *testing.T) {

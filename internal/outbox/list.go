@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -79,25 +80,59 @@ const listedColumns = `e.sequence, CAST(e.event_id AS text) AS event_id, e.type,
 	e.media_id, ` + shownState + ` AS state, e.outcome, e.attempt_count, e.error_class, e.error_code, e.error,
 	e.created_at, e.next_attempt_at, e.finished_at`
 
-const listedTables = ` FROM {outbox} e LEFT JOIN {lanes} l ON l.lane_id = e.lane_id`
+// An event that isn't assigned yet is held, too, where its environment is.
+const listedTables = ` FROM {outbox} e
+	LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id`
 
 // List returns events in sequence order, at most limit of them; 0 means all.
 func (s *Store) List(ctx context.Context, filter Filter, limit int) ([]Listed, error) {
+	listed := []Listed{}
+	err := s.Each(ctx, filter, limit, func(e Listed) error {
+		listed = append(listed, e)
+		return nil
+	})
+	return listed, err
+}
+
+// Each is List for more events than memory should hold. What visit does must not
+// ask the database.
+func (s *Store) Each(ctx context.Context, filter Filter, limit int, visit func(Listed) error) error {
+	// Of what isn't assigned yet, the payload alone tells the media.
+	media := filter.MediaID
+	filter.MediaID = ""
 	condition, args := filter.where()
-	query := `SELECT ` + listedColumns + listedTables + ` WHERE ` + condition + ` ORDER BY e.sequence`
-	if limit > 0 {
+	if media != "" {
+		condition, args = condition+` AND (e.media_id = ? OR e.lane_id IS NULL)`, append(args, media)
+	}
+	query := `SELECT ` + listedColumns + `, CASE WHEN e.lane_id IS NULL THEN e.data END AS data` + listedTables +
+		` WHERE ` + condition + ` ORDER BY e.sequence`
+	if limit > 0 && media == "" {
 		query += ` LIMIT ?`
 		args = append(args, limit)
 	}
-	var found []listedRow
-	if err := s.db.SelectContext(ctx, &found, s.db.SQL(query), args...); err != nil {
-		return nil, fmt.Errorf("list events: %w", err)
+	rows, err := s.db.QueryxContext(ctx, s.db.SQL(query), args...) //nolint:sqlclosecheck // it doesn't know sqlx's
+	if err != nil {
+		return fmt.Errorf("list events: %w", err)
 	}
-	listed := make([]Listed, len(found))
-	for i := range found {
-		listed[i] = found[i].listed()
+	defer rows.Close()
+	for visited := 0; (limit <= 0 || visited < limit) && rows.Next(); {
+		var row listedRow
+		if err := rows.StructScan(&row); err != nil {
+			return fmt.Errorf("list events: %w", err)
+		}
+		e := row.listed()
+		if media != "" && e.MediaID != media {
+			continue
+		}
+		if err := visit(e); err != nil {
+			return err
+		}
+		visited++
 	}
-	return listed, nil
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("list events: %w", err)
+	}
+	return nil
 }
 
 // Show returns one event, or ErrNotFound.
@@ -112,7 +147,7 @@ func (s *Store) Show(ctx context.Context, eventID string) (Shown, error) {
 		return Shown{}, fmt.Errorf("%w: %s", ErrNotFound, eventID)
 	}
 	row := &found[0]
-	shown := Shown{Listed: row.listed(), Data: withoutSecrets(row.Data), Metadata: row.Metadata}
+	shown := Shown{Listed: row.listed(), Data: withoutSecrets(row.Data), Metadata: readable(row.Metadata)}
 	attempts, err := s.attempts(ctx, row)
 	shown.Attempts = attempts
 	return shown, err
@@ -173,6 +208,9 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 }
 
 func (r *listedRow) listed() Listed {
+	if r.MediaID == nil && r.Data != nil {
+		r.MediaID = assign(&r.Event).MediaID
+	}
 	return Listed{
 		Sequence: r.Sequence, EventID: r.EventID, Type: r.Type, ServiceID: r.ServiceID, EnvironmentID: r.EnvironmentID,
 		MediaID: value(r.MediaID), State: r.State, Outcome: value(r.Outcome), AttemptCount: r.AttemptCount,
@@ -201,20 +239,23 @@ func value[T any](pointer *T) T {
 	return *pointer
 }
 
+// webQuery is, in JSON's text, the query of a web address, wherever it stands.
+var webQuery = regexp.MustCompile(`(?i)(https?:\\?/\\?/(?:[^"?\\]|\\[^"u])*)\?(?:[^"\\]|\\.)*`)
+
 // withoutSecrets takes the query out of a payload's source: it may be a signed
-// URL. Data that isn't an object with a source stays as it is.
+// URL. Of what breaks the contract it takes out that of every web address.
 func withoutSecrets(data []byte) json.RawMessage {
 	var fields map[string]json.RawMessage
 	var source string
 	if json.Unmarshal(data, &fields) != nil || json.Unmarshal(fields["source"], &source) != nil || !isWeb(source) {
-		return data
+		return readable(webQuery.ReplaceAll(data, []byte("${1}?REDACTED")))
 	}
 	parsed, err := url.Parse(source)
 	switch {
 	case err != nil:
 		source = "(not shown: it can't be read as a URL)"
 	case parsed.RawQuery == "" && parsed.User == nil:
-		return data
+		return readable(webQuery.ReplaceAll(data, []byte("${1}?REDACTED")))
 	default:
 		if parsed.RawQuery != "" {
 			parsed.RawQuery = "REDACTED"
@@ -228,6 +269,16 @@ func withoutSecrets(data []byte) json.RawMessage {
 		return json.RawMessage(`{}`)
 	}
 	return redacted
+}
+
+// readable is JSON that can be part of other JSON: PostgreSQL takes what is nested
+// more deeply than encoding/json reads, which is then given as a text.
+func readable(data []byte) json.RawMessage {
+	if json.Valid(data) {
+		return data
+	}
+	text, _ := json.Marshal(string(data)) // a string always encodes
+	return text
 }
 
 // isWeb tells web addresses, refused ones included, from s3: and file:, which

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
+	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
@@ -175,6 +176,11 @@ func TestShowTakesSecretsOutOfTheSource(t *testing.T) {
 			{`{"source":"https://cms.example/a.txt"}`, `{"source":"https://cms.example/a.txt"}`},
 			{`{"source":"file:what?.txt"}`, `{"source":"file:what?.txt"}`},
 			{`{"source":"s3://staging/what?.txt"}`, `{"source":"s3://staging/what?.txt"}`},
+			{`{"source":" https://cms.example/a.txt?t=secret"}`, `{"source":" https://cms.example/a.txt?REDACTED"}`},
+			{`{"Source":"https:\/\/cms.example\/a.txt?t=secret\""}`, `{"Source":"https:\/\/cms.example\/a.txt?REDACTED"}`},
+			{`{"source":["https://cms.example/a.txt?t=secret"]}`, `{"source":["https://cms.example/a.txt?REDACTED"]}`},
+			{`{"source":"https://cms.example/a.txt?t=secret","source":"file:x"}`,
+				`{"source":"https://cms.example/a.txt?REDACTED","source":"file:x"}`},
 			{`{"source":7}`, `{"source":7}`},
 			{`["https://cms.example"]`, `["https://cms.example"]`},
 			{`"\u0000"`, `"\u0000"`},
@@ -188,4 +194,59 @@ func TestShowTakesSecretsOutOfTheSource(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestWhatNoWorkerHasSeenYetIsListedAsWhatItIs(t *testing.T) {
+	each(t, func(w *world) {
+		w.publish("S1", touch("first"))
+		w.assign()
+		w.exec(`UPDATE {lanes} SET held = true`)
+		w.publish("S1", touch("waits"), touch("other"))
+		w.publish("S2", touch("waits"))
+		for _, c := range []struct {
+			name   string
+			filter outbox.Filter
+			want   []string
+		}{
+			{"nothing given", outbox.Filter{}, []string{"first held", "waits held", "other held", "waits available"}},
+			{"held", outbox.Filter{States: []string{"held"}}, []string{"first held", "waits held", "other held"}},
+			{"available", outbox.Filter{States: []string{"available"}}, []string{"waits available"}},
+			{"a media", outbox.Filter{MediaID: "waits"}, []string{"waits held", "waits available"}},
+			{"a media of a service", outbox.Filter{MediaID: "waits", ServiceID: "S2"}, []string{"waits available"}},
+		} {
+			if diff := cmp.Diff(c.want, w.list(c.filter)); diff != "" {
+				w.t.Errorf("%s (-want +got):\n%s", c.name, diff)
+			}
+		}
+		shown, err := w.store.Show(w.t.Context(), w.idOf(2))
+		if err != nil || shown.MediaID != "waits" || shown.State != outbox.Held {
+			w.t.Errorf("shown is %+v, %v", shown.Listed, err)
+		}
+		cut, err := w.store.List(w.t.Context(), outbox.Filter{MediaID: "waits"}, 1)
+		if err != nil || len(cut) != 1 || cut[0].ServiceID != "S1" {
+			w.t.Errorf("at most one of the media: %+v, %v", cut, err)
+		}
+		stats, err := w.store.Stats(w.t.Context())
+		if err != nil || stats.Events[outbox.Held] != 3 || stats.Events[outbox.Available] != 1 {
+			w.t.Errorf("stats are %+v, %v", stats, err)
+		}
+	})
+}
+
+// PostgreSQL takes JSON that is nested more deeply than Go reads it.
+func TestWhatIsNestedTooDeeplyIsShownAsText(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	data := `{"a":` + strings.Repeat(`[`, 10_001) + strings.Repeat(`]`, 10_001) + `}`
+	shown, err := w.store.Show(t.Context(), w.idOf(w.insertRaw(w.db, "S1", "", "MediaUploaded", data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text string
+	if err := json.Unmarshal(shown.Data, &text); err != nil || text != data {
+		t.Errorf("shown as %.40s…: %v", shown.Data, err)
+	}
+	if _, err := json.Marshal(shown); err != nil {
+		t.Error(err)
+	}
 }

@@ -1,0 +1,53 @@
+package migrations_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ownbucket/ownbucket/internal/dbtest"
+)
+
+// python publishes with the SQLite that Python was built with, as a CMS in any
+// language does: Debian 12's is 3.40.
+const python = `
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+with db:
+    db.execute("INSERT INTO outbox (event_id, type, service_id, environment_id, data) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (event_id) DO NOTHING", ("0198c5f2-1f5e-7c55-b1f3-0f4a4d6c9a10", "MediaDeleted", "S1", "", "{}"))
+`
+
+func TestAPublishersOwnSQLiteMayBeOld(t *testing.T) {
+	t.Parallel()
+	program, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("python3 is not there")
+	}
+	db := dbtest.SQLite(t)
+	if out, err := exec.CommandContext(t.Context(), program, "-c", python, db.Path).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var created int64
+	if err := db.GetContext(t.Context(), &created, `SELECT created_at FROM outbox`); err != nil {
+		t.Fatal(err)
+	}
+	if age := time.Since(time.UnixMicro(created)); age < -time.Second || age > time.Minute {
+		t.Errorf("the event was created %v ago", age)
+	}
+}
+
+// The SQL of the one table that publishers write runs in their SQLite.
+func TestTheOutboxAsksNoNewSQLiteOfItsPublishers(t *testing.T) {
+	t.Parallel()
+	var text string
+	if err := dbtest.SQLite(t).GetContext(t.Context(), &text, `SELECT sql FROM sqlite_schema WHERE name = 'outbox'`); err != nil {
+		t.Fatal(err)
+	}
+	for _, newer := range []string{"unixepoch", "subsec", "STRICT"} {
+		if strings.Contains(text, newer) {
+			t.Errorf("the table needs %s of a publisher's SQLite:\n%s", newer, text)
+		}
+	}
+}
