@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"os/exec"
@@ -101,6 +102,35 @@ func TestSecondSignalEndsADrainingWorkerAtOnce(t *testing.T) {
 		case <-t.Context().Done():
 			t.Fatal("the worker went on draining")
 		}
+	}
+}
+
+func TestASignalEndsPublishWhileItWaitsForItsInput(t *testing.T) {
+	t.Parallel()
+	s := newShell(t, dbtest.SQLiteURL(t))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	publishing := exec.CommandContext(ctx, binary, "publish")
+	publishing.Env, publishing.Dir = s.env, s.root
+	var stderr strings.Builder
+	publishing.Stderr = &stderr
+	stdin, err := publishing.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := publishing.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// More than a pipe holds: once it is written, the program reads.
+	if _, err := stdin.Write(make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := publishing.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = publishing.Wait() // the exit code tells
+	if code := publishing.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), "nothing was published") {
+		t.Errorf("exit code %d, stderr %q", code, stderr.String())
 	}
 }
 

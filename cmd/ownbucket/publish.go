@@ -36,7 +36,7 @@ type published struct {
 }
 
 func (c publishCommand) Run(ctx context.Context, a *app) error {
-	envelopes, err := c.read(a)
+	envelopes, err := c.read(ctx, a)
 	if err != nil {
 		return err
 	}
@@ -54,9 +54,9 @@ func (c publishCommand) Run(ctx context.Context, a *app) error {
 	})
 }
 
-func (c publishCommand) read(a *app) ([]events.Envelope, error) {
+func (c publishCommand) read(ctx context.Context, a *app) ([]events.Envelope, error) {
 	if c.File == "-" {
-		return readEnvelopes(a.stdin)
+		return readUntil(ctx, a.stdin)
 	}
 	file, err := os.Open(c.File)
 	if err != nil {
@@ -64,6 +64,26 @@ func (c publishCommand) read(a *app) ([]events.Envelope, error) {
 	}
 	defer file.Close()
 	return readEnvelopes(file)
+}
+
+// readUntil reads until the context ends. A standard input that nobody writes to
+// can't be interrupted otherwise: its reader stays until the program ends.
+func readUntil(ctx context.Context, r io.Reader) ([]events.Envelope, error) {
+	type read struct {
+		envelopes []events.Envelope
+		err       error
+	}
+	done := make(chan read, 1)
+	go func() {
+		envelopes, err := readEnvelopes(r)
+		done <- read{envelopes, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read events: %w; nothing was published", context.Cause(ctx))
+	case all := <-done:
+		return all.envelopes, all.err
+	}
 }
 
 func publish(ctx context.Context, db *database.DB, envelopes []events.Envelope) (result events.Result, err error) {
