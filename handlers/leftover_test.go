@@ -1,11 +1,14 @@
 package handlers_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/bucket"
+	"github.com/ownbucket/ownbucket/internal/outbox"
 	"github.com/ownbucket/ownbucket/internal/stage"
 )
 
@@ -248,6 +251,77 @@ func TestARetryOfADeadUploadTakesItsObjectUp(t *testing.T) {
 	})
 }
 
+// Without a checksum it is the metadata that tells, and what is remembered: the
+// possible write at the key is this event's own, that elsewhere isn't there.
+func TestARetryOfADeadUploadWithoutAChecksumTakesItsObjectUp(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		elsewhere, upload := p.Upload("m1", "b.txt", "two"), p.Upload("m1", "a.txt", "one")
+		upload.Version = events.NewVersion(elsewhere.Version.Time().Add(time.Millisecond))
+		upload.ChecksumSHA256 = ""
+		leave(p, put, elsewhere)
+		ids := leave(p, put, upload)
+		p.RemoveFile(upload.Source)
+		retry(p, ids...)
+		finish(p.Stage)
+		wantStates(t, p, ids, "completed done")
+		wantContents(t, p, contents{"media/a.txt": "one"})
+		wantLedgerTrue(t, p, "m1")
+		wantPossibleWrites(t, p)
+	})
+}
+
+// What a retry finds with its version at its key may be something else's all the
+// same. It is overwritten, since it is ours.
+func TestARetryTakesNothingUpButWhatItsOwnAttemptWrote(t *testing.T) {
+	cases := []struct {
+		name   string
+		before func(p *stage.Place, next *events.MediaUploaded)
+		during string // what somebody puts under the event's metadata while it fails
+	}{
+		{"the ledger's object of the same second", func(p *stage.Place, next *events.MediaUploaded) {
+			first := p.Upload("m1", "a.txt", "first")
+			next.Version = events.NewVersion(first.Version.Time().Add(time.Millisecond))
+			next.ChecksumSHA256 = ""
+			run(p, first)
+		}, ""},
+		{"an older version of the same bytes", func(p *stage.Place, next *events.MediaUploaded) {
+			leave(p, put, p.Upload("m1", "a.txt", "last!"))
+			next.Version = p.Version()
+		}, ""},
+		{"another length", func(_ *stage.Place, next *events.MediaUploaded) { next.ChecksumSHA256 = "" }, "longer"},
+		{"other bytes of the same length", func(*stage.Place, *events.MediaUploaded) {}, "LAST!"},
+	}
+	eachStage(t, func(t *testing.T, s *stage.Stage) {
+		customers := places(s, cases)
+		for i, tc := range cases {
+			t.Run(tc.name, func(t *testing.T) {
+				p := customers[i]
+				next := p.Upload("m1", "a.txt", "last!")
+				tc.before(p, &next)
+				version := bucket.FormatVersion(next.Version.Micros())
+				p.AWS.Inject(awslocal.Rule{API: put, Bucket: p.Bucket, Times: 3, Status: 500, Code: "InternalError",
+					Before: func(context.Context, awslocal.Call) {
+						if tc.during == "" {
+							return
+						}
+						if _, err := p.AWS.PutDirect(p.Bucket, "media/a.txt", []byte(tc.during), awslocal.Stranger{Metadata: map[string]string{
+							"upload-source": "microcms", "microcms-service": p.Service, "microcms-version": version,
+						}}); err != nil {
+							t.Error(err)
+						}
+					}})
+				ids := run(p, next)
+				wantStates(t, p, ids, "completed done")
+				wantContents(t, p, contents{"media/a.txt": "last!"})
+				wantLedgerTrue(t, p, "m1")
+				if got := p.AWS.Objects(p.Bucket)[0].Metadata["microcms-version"]; got != version {
+					t.Errorf("the object is of version %s, want %s", got, version)
+				}
+			})
+		}
+	})
+}
+
 // Versions of one second read the same in the metadata. The dead upload's
 // object, as long as the older one, isn't the rename's copy.
 func TestARenameDoesNotTakeAnUploadOfTheSameSecondForItsCopy(t *testing.T) {
@@ -263,12 +337,139 @@ func TestARenameDoesNotTakeAnUploadOfTheSameSecondForItsCopy(t *testing.T) {
 	})
 }
 
+// The bytes are equal, but the metadata tells another version.
+func TestARenameOverALeftoverOfEqualBytesIsOfItsOwnVersion(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		run(p, p.Upload("m1", "a.txt", "one"))
+		leave(p, put, p.Upload("m1", "b.txt", "one"))
+		rename := p.Rename("m1", "a.txt", "b.txt")
+		ids := run(p, rename)
+		wantStates(t, p, ids, "completed done")
+		wantContents(t, p, contents{"media/b.txt": "one"})
+		wantLedgerTrue(t, p, "m1")
+		want := bucket.FormatVersion(rename.Version.Micros())
+		if got := p.AWS.Objects(p.Bucket)[0].Metadata["microcms-version"]; got != want {
+			t.Errorf("the object is of version %s, want %s", got, want)
+		}
+	})
+}
+
+// A rename whose source is gone is finished by its own copy only.
+func TestARenameIsNotFinishedByALeftover(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		run(p, p.Upload("m1", "a.txt", "one"))
+		leave(p, put, p.Upload("m1", "b.txt", "two"))
+		p.AWS.DeleteDirect(p.Bucket, "media/a.txt")
+		ids := run(p, p.Rename("m1", "a.txt", "b.txt"))
+		wantStates(t, p, ids, "dead object_missing")
+		wantKeys(t, p, map[string]string{"m1": "media/a.txt"})
+	})
+}
+
 func TestAFailureBeforeTheFirstCallLeavesNoPossibleWrite(t *testing.T) {
 	each(t, func(t *testing.T, p *stage.Place) {
 		upload := p.Upload("m1", "a.txt", "one")
 		p.RemoveFile(upload.Source)
 		ids := run(p, upload)
 		wantStates(t, p, ids, "dead source_gone")
+		wantPossibleWrites(t, p)
+	})
+}
+
+// What was written is known although the event dies of something else, at once.
+func TestAnEventThatDiesAfterItsWriteLeavesNothingBehind(t *testing.T) {
+	cases := []struct {
+		name  string
+		event func(p *stage.Place) events.Event
+	}{
+		{"re-upload", func(p *stage.Place) events.Event { return p.Upload("m1", "b.txt", "two") }},
+		{"rename", func(p *stage.Place) events.Event { return p.Rename("m1", "a.txt", "b.txt") }},
+	}
+	eachStage(t, func(t *testing.T, s *stage.Stage) {
+		customers := places(s, cases)
+		for i, tc := range cases {
+			t.Run(tc.name, func(t *testing.T) {
+				p := customers[i]
+				run(p, p.Upload("m1", "a.txt", "one"))
+				refused := p.AWS.Inject(awslocal.Rule{API: deleted, Bucket: p.Bucket, Status: 400, Code: "NeverHeardOf"})
+				ids := run(p, tc.event(p))
+				wantStates(t, p, ids, "dead refused")
+				wantPossibleWrites(t, p, "media/b.txt")
+				refused.Remove()
+				more := run(p, p.Upload("m1", "c.txt", "three"))
+				wantStates(t, p, more, "completed done")
+				wantContents(t, p, contents{"media/c.txt": "three"})
+				wantPossibleWrites(t, p)
+			})
+		}
+	})
+}
+
+func TestADeletionThatDiesHasWrittenNothing(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		run(p, p.Upload("m1", "a.txt", "one"))
+		p.AWS.Inject(awslocal.Rule{API: deleted, Status: 500, Code: "InternalError"})
+		ids := run(p, p.Delete("m1", "a.txt"))
+		wantStates(t, p, ids, "dead server_error")
+		wantPossibleWrites(t, p)
+	})
+}
+
+// Nobody can say what an event has written that brought its workers down.
+func TestAnEventThatBroughtWorkersDownLeavesNothingBehind(t *testing.T) {
+	eachURL(t, func(t *testing.T, s *stage.Stage, url string) {
+		s.Config.RetryAttempts = 1
+		p := s.Customer(service, customer, "media")
+		written := hang(p, put, "media/a.txt")
+		ids := publish(p, p.Upload("m1", "a.txt", "lost"))
+		crashing := startDoomed(s, url)
+		written()
+		crashing.kill()
+		s.AWS.ClearFaults()
+		if err := p.Settings.Pause(t.Context(), p.Service, "", "test", "test"); err != nil {
+			t.Fatal(err)
+		}
+		s.Work() // takes the dead worker's lane over
+		if _, err := s.DB.ExecContext(t.Context(), s.DB.SQL(`UPDATE {outbox} SET lapse_count = ?`), outbox.AloneAfter+1); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Settings.Resume(t.Context(), p.Service, "", "test", "test"); err != nil {
+			t.Fatal(err)
+		}
+		finish(s)
+		wantStates(t, p, ids, "dead lease_lapsed")
+		wantPossibleWrites(t, p, "media/a.txt")
+		more := run(p, p.Upload("m1", "b.txt", "new"))
+		wantStates(t, p, more, "completed done")
+		wantContents(t, p, contents{"media/b.txt": "new"})
+		wantPossibleWrites(t, p)
+	})
+}
+
+// An event that wasn't tried has written nothing, one whose worker died may have.
+func TestADiscardedEventLeavesWhatItMayHaveWrittenOnly(t *testing.T) {
+	eachURL(t, func(t *testing.T, s *stage.Stage, url string) {
+		p := s.Customer(service, customer, "media")
+		written := hang(p, put, "media/a.txt")
+		tried := publish(p, p.Upload("m1", "a.txt", "lost"))
+		crashing := startDoomed(s, url)
+		written()
+		crashing.kill()
+		s.AWS.ClearFaults()
+		if err := p.Settings.Pause(t.Context(), p.Service, "", "test", "test"); err != nil {
+			t.Fatal(err)
+		}
+		s.Work() // notes what the dead worker may have begun
+		untried := publish(p, p.Upload("m2", "b.txt", "never"))
+		s.Work()
+		discard(p, append(tried, untried...)...)
+		wantPossibleWrites(t, p, "media/a.txt")
+		if err := p.Settings.Resume(t.Context(), p.Service, "", "test", "test"); err != nil {
+			t.Fatal(err)
+		}
+		more := run(p, p.Upload("m1", "c.txt", "new"))
+		wantStates(t, p, more, "completed done")
+		wantContents(t, p, contents{"media/c.txt": "new"})
 		wantPossibleWrites(t, p)
 	})
 }

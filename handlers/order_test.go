@@ -225,6 +225,49 @@ func TestAKeyIsWaitedForWhileAnEarlierEventOfItsHolderMayFreeIt(t *testing.T) {
 	})
 }
 
+func TestARenameWaitsForItsKeyTooWhileAnEarlierEventOfItsHolderMayFreeIt(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		run(p, p.Upload("m1", "a.txt", "one"), p.Upload("m2", "c.txt", "two"))
+		p.AWS.Inject(awslocal.Rule{API: copied, Key: "media/b.txt", Times: 4, Status: 503, Code: "InternalError"})
+		ids := run(p, p.Rename("m1", "unknown.txt", "b.txt"), p.Rename("m2", "c.txt", "a.txt"))
+		wantStates(t, p, ids, "completed done", "completed done")
+		wantContents(t, p, contents{"media/b.txt": "one", "media/a.txt": "two"})
+	})
+}
+
+// Two services share a bucket and prefix, and so the keys.
+func TestAKeyIsWaitedForWhileAnEarlierEventOfAnotherServiceMayFreeIt(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		p.Config.RetryBase = 24 * time.Hour
+		settings := p.Integration()
+		other := *p
+		other.Service = "SERVICE#other"
+		other.Set(integration.Change{Bucket: &settings.Bucket, Region: &settings.Region, RoleARN: &settings.RoleARN,
+			ExternalID: &settings.ExternalID, Prefix: &settings.Prefix})
+		run(p, p.Upload("m1", "a.txt", "one"))
+		p.AWS.Inject(awslocal.Rule{API: deleted, Times: 3, Status: 500, Code: "InternalError"})
+		ids := publish(p, p.Delete("m1", "a.txt"))
+		p.Work()
+		wantStates(t, p, ids, "retryable server_error")
+		ids = append(ids, publish(&other, p.Upload("m1", "a.txt", "two"))...)
+		p.Start()
+		p.Await("the upload waiting, or over", func() (waits bool) {
+			if err := p.DB.GetContext(t.Context(), &waits, p.DB.SQL(`SELECT next_attempt_at IS NOT NULL OR finished_at IS NOT NULL
+				FROM {outbox} WHERE CAST(event_id AS text) = ?`), ids[1]); err != nil {
+				t.Fatal(err)
+			}
+			return waits
+		})
+		retry(p, ids[0])
+		p.Await("the upload", func() bool { return p.Event(ids[1]).State != "available" && p.Event(ids[1]).State != "running" })
+		wantStates(t, p, ids, "completed done", "completed done")
+		wantContents(t, p, contents{"media/a.txt": "two"})
+		if got := p.Event(ids[1]).AttemptCount; got != 1 {
+			t.Errorf("waiting cost the upload attempts: %d", got)
+		}
+	})
+}
+
 func TestAKeyIsNotWaitedForWhenOnlyLaterEventsOfItsHolderCouldFreeIt(t *testing.T) {
 	each(t, func(t *testing.T, p *stage.Place) {
 		run(p, p.Upload("m1", "a.txt", "one"))

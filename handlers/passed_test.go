@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/integration"
@@ -184,6 +186,48 @@ func TestNothingIsRememberedOfAReplayThatFindsNothingLeft(t *testing.T) {
 			ServiceID: p.Service, Prefix: ref("other"), SkipTest: true, Reason: "test", Actor: "test",
 		}); err != nil {
 			t.Errorf("nothing is left, and yet: %v", err)
+		}
+	})
+}
+
+func TestNothingIsRememberedOfAReplayWhoseKeyIsAnothersByNow(t *testing.T) {
+	cases := []struct {
+		name string
+		now  func(p *stage.Place, lost events.MediaUploaded)
+		want contents
+		call map[string]int
+	}{
+		{"a later event's of the media", func(p *stage.Place, _ events.MediaUploaded) {
+			run(p, p.Upload("m1", "a.txt", "new"))
+		}, contents{"media/a.txt": "new"}, map[string]int{}},
+		{"another media's, of the same second", func(p *stage.Place, lost events.MediaUploaded) {
+			other := p.Upload("m2", "a.txt", "two")
+			other.Version = events.NewVersion(lost.Version.Time().Add(time.Millisecond))
+			run(p, p.Delete("m1", "a.txt"), other)
+		}, contents{"media/a.txt": "two"}, map[string]int{}},
+		{"a stranger's", func(p *stage.Place, _ events.MediaUploaded) {
+			run(p, p.Delete("m1", "a.txt"))
+			stranger(p, "media/a.txt", "theirs")
+		}, contents{"media/a.txt": "theirs"}, map[string]int{head: 1}},
+	}
+	eachStage(t, func(t *testing.T, s *stage.Stage) {
+		customers := places(s, cases)
+		for i, tc := range cases {
+			t.Run(tc.name, func(t *testing.T) {
+				p := customers[i]
+				lost := p.Upload("m1", "a.txt", "lost")
+				ids := leave(p, put, lost)
+				tc.now(p, lost)
+				p.AWS.ResetCounts()
+				retry(p, ids...)
+				finish(s)
+				wantStates(t, p, ids, "completed superseded")
+				wantContents(t, p, tc.want)
+				wantPossibleWrites(t, p)
+				if diff := cmp.Diff(tc.call, calls(p)); diff != "" {
+					t.Errorf("calls (-want +got):\n%s", diff)
+				}
+			})
 		}
 	})
 }

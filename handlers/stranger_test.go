@@ -168,3 +168,80 @@ func TestACopyMadeByTheCustomerIsTheirs(t *testing.T) {
 		wantContents(t, p, contents{"media/a.txt": "one", "media/b.txt": "one"})
 	})
 }
+
+// A possible write's version makes an object ours at its own key only, and
+// another media's only where this one writes.
+func TestACopyOfALeftoverMadeByTheCustomerIsTheirs(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		run(p, p.Upload("m1", "a.txt", "one"))
+		leave(p, put, p.Upload("m1", "b.txt", "lost"))
+		leave(p, put, p.Upload("m2", "c.txt", "lost too"))
+		for from, to := range map[string]string{"b.txt": "d.txt", "c.txt": "a.txt"} {
+			ours, content, err := p.AWS.GetDirect(p.Bucket, "media/"+from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.AWS.PutDirect(p.Bucket, "media/"+to, content, awslocal.Stranger{Metadata: ours.Metadata}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ids := run(p, p.Upload("m1", "d.txt", "two"), p.Upload("m1", "c.txt", "three"))
+		wantStates(t, p, ids, "dead key_taken", "completed done")
+		wantContents(t, p, contents{"media/a.txt": "lost too", "media/c.txt": "three", "media/d.txt": "lost"})
+		wantLedgerTrue(t, p, "m1")
+	})
+}
+
+// A delete knows an object by its name alone where the ledger has no row: what
+// another media's dead upload has left is that one's to take up.
+func TestADeleteWithoutARowLeavesAnotherMediasLeftover(t *testing.T) {
+	each(t, func(t *testing.T, p *stage.Place) {
+		upload := p.Upload("m2", "b.txt", "two")
+		ids := leave(p, put, upload)
+		p.RemoveFile(upload.Source)
+		ids = append(ids, run(p, p.Delete("m1", "b.txt"))...)
+		retry(p, ids[0])
+		finish(p.Stage)
+		wantStates(t, p, ids, "completed done", "completed skipped")
+		wantContents(t, p, contents{"media/b.txt": "two"})
+		wantLedgerTrue(t, p, "m2")
+	})
+}
+
+// The ledger's version, but another ETag: as a late call of equal bytes leaves it
+// under KMS.
+func TestAnObjectOfOursThatWasWrittenAgainGoesWithItsMedia(t *testing.T) {
+	cases := []struct {
+		name  string
+		event func(p *stage.Place) events.Event
+		want  contents
+	}{
+		{"delete", func(p *stage.Place) events.Event { return p.Delete("m1", "a.txt") }, contents{}},
+		{"re-upload under another name", func(p *stage.Place) events.Event { return p.Upload("m1", "b.txt", "two") },
+			contents{"media/b.txt": "two"}},
+		{"rename", func(p *stage.Place) events.Event { return p.Rename("m1", "a.txt", "b.txt") },
+			contents{"media/b.txt": "again"}},
+	}
+	eachStage(t, func(t *testing.T, s *stage.Stage) {
+		customers := places(s, cases)
+		for i, tc := range cases {
+			t.Run(tc.name, func(t *testing.T) {
+				p := customers[i]
+				run(p, p.Upload("m1", "a.txt", "one"))
+				ours, _, err := p.AWS.GetDirect(p.Bucket, "media/a.txt")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := p.AWS.PutDirect(p.Bucket, "media/a.txt", []byte("again"), awslocal.Stranger{
+					ContentType: ours.ContentType, Metadata: ours.Metadata,
+				}); err != nil {
+					t.Fatal(err)
+				}
+				ids := run(p, tc.event(p))
+				wantStates(t, p, ids, "completed done")
+				wantContents(t, p, tc.want)
+				wantLedgerTrue(t, p, "m1")
+			})
+		}
+	})
+}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -41,6 +42,9 @@ func hold() *held {
 	return h
 }
 
+// errBug is what a caller gets whose own load panicked.
+var errBug = errors.New("bug")
+
 func squares(keys []int) map[int]int {
 	answers := make(map[int]int)
 	for _, key := range keys {
@@ -57,6 +61,11 @@ type answer struct {
 func (h *held) ask(ctx context.Context, key int) <-chan answer {
 	answered := make(chan answer, 1)
 	go func() {
+		defer func() {
+			if recover() != nil {
+				answered <- answer{err: errBug}
+			}
+		}()
 		value, err := h.Get(ctx, key)
 		answered <- answer{value, err}
 	}()
@@ -152,6 +161,59 @@ func TestTheLoaderOfOthersStaysForThem(t *testing.T) {
 	h.end <- nil
 	(<-stays).want(t, 4, nil)
 	<-leaves
+}
+
+func TestALoadThatNobodyWaitsForAnyMoreEnds(t *testing.T) {
+	t.Parallel()
+	h := hold()
+	first := h.ask(t.Context(), 0)
+	<-h.begun
+	stopped, stop := context.WithCancel(t.Context())
+	both := h.gather(t, stopped, 1, 2)
+	h.end <- nil
+	<-first
+	<-h.begun
+	stop()
+	for _, left := range both {
+		select {
+		case a := <-left:
+			a.want(t, 0, context.Canceled)
+		case <-time.After(10 * time.Second):
+			h.end <- nil
+			t.Fatal("the load goes on, although both who wanted it have left")
+		}
+	}
+}
+
+// An answer of nothing would read as "there is none".
+func TestAPanicFailsThoseWhoWaitForTheLoadToo(t *testing.T) {
+	t.Parallel()
+	begun, end := make(chan []int), make(chan error)
+	h := &held{begun: begun, end: end, Loader: batch.New(func(_ context.Context, keys []int) (map[int]int, error) {
+		if !slices.Contains(keys, 1) {
+			panic("bug")
+		}
+		begun <- keys
+		return squares(keys), <-end
+	})}
+	first := h.ask(t.Context(), 1)
+	<-begun
+	both := h.gather(t, t.Context(), 2, 3)
+	end <- nil
+	(<-first).want(t, 1, nil)
+	bugs := 0
+	for _, waited := range both {
+		a := <-waited
+		if errors.Is(a.err, errBug) {
+			bugs++
+		}
+		if a.err == nil {
+			t.Errorf("got %d and no error of a load that panicked", a.value)
+		}
+	}
+	if bugs != 1 {
+		t.Errorf("%d callers panicked, want the one that loaded", bugs)
+	}
 }
 
 func TestAPanicIsItsOwnCallersAndTheNextLoadGoesOn(t *testing.T) {

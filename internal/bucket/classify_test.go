@@ -64,6 +64,7 @@ func TestEveryAnswerHasItsClass(t *testing.T) {
 		{answered(400, "RequestTimeout", ""), transient, failure.Timeout},
 		{answered(409, "ConditionalRequestConflict", ""), transient, bucket.Conflict},
 		{answered(409, "OperationAborted", ""), transient, bucket.Conflict},
+		{answered(409, "NeverHeardOf", ""), transient, bucket.Conflict},
 		{answered(400, "ExpiredToken", ""), transient, bucket.StaleCredentials},
 		{answered(403, "RequestTimeTooSkewed", ""), transient, bucket.OwnIdentity},
 		{answered(403, "SignatureDoesNotMatch", ""), transient, bucket.OwnIdentity},
@@ -105,6 +106,10 @@ func TestEveryAnswerHasItsClass(t *testing.T) {
 		{errors.New("a fault of our own"), transient, failure.Internal},
 
 		{unsent(failure.New(failure.Interrupted, failure.Canceled, "the lease is lost")), failure.Interrupted, failure.Canceled},
+
+		// An answer that came counts, although the time was up right after it.
+		{errors.Join(answered(412, "PreconditionFailed", ""), context.Canceled), transient, bucket.ConditionFailed},
+		{errors.Join(answered(403, "AccessDenied", ""), context.DeadlineExceeded), integration, failure.Denied},
 	} {
 		call := bucket.Call{Operation: "PutObject", ServiceID: service, Bucket: "alpha", Key: "media/a"}
 		got := bucket.Classify(call, tc.err)

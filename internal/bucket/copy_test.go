@@ -2,6 +2,7 @@ package bucket_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"testing"
 
@@ -151,6 +152,9 @@ func TestCopyTellsWhichOfTheTwoObjectsIsWrong(t *testing.T) {
 		{"403 of KMS", []http.HandlerFunc{s3Error(403, "AccessDenied", "not authorized to perform: kms:Decrypt on resource")}, errAny, bucket.KMSDenied},
 		{"no bucket", []http.HandlerFunc{s3Error(404, "NoSuchBucket", "")}, errAny, bucket.NoSuchBucket},
 		{"200 and nothing else", []http.HandlerFunc{func(http.ResponseWriter, *http.Request) {}}, errAny, failure.ServerError},
+		{"200 without an ETag", []http.HandlerFunc{func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, `<CopyObjectResult><LastModified>2026-01-02T03:04:05Z</LastModified></CopyObjectResult>`)
+		}}, errAny, failure.ServerError},
 		{"too large", []http.HandlerFunc{s3Error(400, "InvalidRequest", "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120")}, errAny, failure.TooLarge},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -165,8 +169,8 @@ func TestCopyTellsWhichOfTheTwoObjectsIsWrong(t *testing.T) {
 					t.Errorf("%v is %v too", err, other)
 				}
 			}
-			if f := failure.Of(err); f.Code != tc.code {
-				t.Errorf("code %s, want %s: %v", f.Code, tc.code, err)
+			if f := failure.Of(err); f == nil || f.Code != tc.code {
+				t.Errorf("want %s: %v", tc.code, err)
 			}
 		})
 	}
@@ -192,5 +196,9 @@ func TestCopyReadsOnlyWhereItsSessionMay(t *testing.T) {
 	b := w.bucket(t, func(a *bucket.Account) { a.ReadPrefix = aws.String("production") })
 	if _, err := b.Copy(t.Context(), in); err != nil {
 		t.Error(err)
+	}
+	in.SourceKey = "productionfoo/a.png"
+	if _, err := b.Copy(t.Context(), in); err == nil || failure.Of(err).Class != failure.Permanent || len(w.calls()) != 1 {
+		t.Errorf("read beside the prefix: %v, %d calls", err, len(w.calls()))
 	}
 }

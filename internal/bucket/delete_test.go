@@ -1,6 +1,7 @@
 package bucket_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -89,6 +90,36 @@ func TestDeleteManySendsKeysThatXMLCannotHoldAlone(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, alone); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Keys that are sent alone are told apart like those of the one request.
+func TestDeleteManyReportsKeysThatWereSentAloneLikeTheOthers(t *testing.T) {
+	t.Parallel()
+	answers := map[string]http.HandlerFunc{
+		"/alpha/media/gone%01":   s3Error(404, "NoSuchKey", ""),
+		"/alpha/media/denied%01": s3Error(403, "AccessDenied", ""),
+		"/alpha/media/there%01":  noContent,
+	}
+	w := newWire(t, func(w http.ResponseWriter, r *http.Request) { answers[r.URL.EscapedPath()](w, r) })
+	keys := []string{"media/gone\x01", "media/denied\x01", "media/there\x01"}
+	failed, err := w.bucket(t).DeleteMany(t.Context(), keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(failed) != 1 || failed[0].Key != "media/denied\x01" || failed[0].Err.Code != failure.Denied {
+		t.Errorf("got %v", failed)
+	}
+
+	// An interruption is no key's failure: those that follow weren't tried.
+	ctx, cancel := context.WithCancel(t.Context())
+	w = newWire(t, func(_ http.ResponseWriter, r *http.Request) {
+		cancel()
+		<-r.Context().Done()
+	})
+	failed, err = w.bucket(t).DeleteMany(ctx, keys)
+	if err == nil || failure.Of(err).Class != failure.Interrupted || len(failed) != 0 {
+		t.Errorf("got %v, %v", failed, err)
 	}
 }
 

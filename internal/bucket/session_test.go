@@ -43,6 +43,39 @@ func TestSixtyFourFirstCallsAssumeTheRoleOnce(t *testing.T) {
 	}
 }
 
+func TestASessionIsForWhatItWasOpenedFor(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*bucket.Account){
+		"service":     func(a *bucket.Account) { a.ServiceID = "SERVICE#other" },
+		"bucket":      func(a *bucket.Account) { a.Bucket = "beta" },
+		"region":      func(a *bucket.Account) { a.Region = "us-east-1" },
+		"role":        func(a *bucket.Account) { a.RoleARN += "2" },
+		"external ID": func(a *bucket.Account) { a.ExternalID = "rotated" },
+		"prefix":      func(a *bucket.Account) { a.Prefix = "med" },
+		"read prefix": func(a *bucket.Account) { a.ReadPrefix = aws.String("") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWire(t, head(`"e"`))
+			p := w.pool(t)
+			other := account
+			change(&other)
+			for _, a := range []bucket.Account{account, other, account, other} {
+				b, err := p.Bucket(a)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := b.Head(t.Context(), "media/a", false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := len(w.assumed()); n != 2 {
+				t.Errorf("%d calls of AssumeRole for two accounts that differ in their %s", n, name)
+			}
+		})
+	}
+}
+
 func TestAssumeRoleSendsTheExternalIDPolicyAndAnUnguessableName(t *testing.T) {
 	t.Parallel()
 	w := newWire(t, head(`"e"`))
@@ -230,6 +263,8 @@ func TestRefusalsOfSTSAreSortedByWhoseTheyAre(t *testing.T) {
 		{403, "InvalidClientTokenId", failure.Transient, bucket.OwnIdentity},
 		{403, "SignatureDoesNotMatch", failure.Transient, bucket.OwnIdentity},
 		{400, "Throttling", failure.Transient, failure.Throttled},
+		{429, "NeverHeardOf", failure.Transient, failure.Throttled},
+		{408, "NeverHeardOf", failure.Transient, failure.Timeout},
 		{500, "InternalFailure", failure.Transient, failure.ServerError},
 	} {
 		t.Run(tc.code, func(t *testing.T) {

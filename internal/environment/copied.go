@@ -110,13 +110,16 @@ func (s *Store) endCopied(ctx context.Context, tx *sqlx.Tx, list []*copied) (min
 	return mine, nil
 }
 
-// closeCopy ends a copy that owes nothing and that no media can join any more.
+// closeCopy ends a copy that owes nothing and that no media can join any more. One of
+// which a deletion has cancelled items ends with that: until then events must see
+// that they lack them.
 // The caller holds the target's lane, as does who opens items again.
 func (s *Store) closeCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) error {
 	_, err := tx.ExecContext(ctx, s.db.SQL(`
 		UPDATE {copies} SET state = 'ended' WHERE sequence = ? AND state = 'active'
 		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'owed')
-		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'waiting')`),
-		sequence, sequence, sequence)
+		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'waiting')
+		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'cancelled')`),
+		sequence, sequence, sequence, sequence)
 	return wrap("end a finished copy", err)
 }

@@ -367,3 +367,68 @@ func TestDirectoryIsMadeOfTheServiceIDOnce(t *testing.T) {
 		t.Errorf("directory %q, want %q", got, want)
 	}
 }
+
+// The last guard: below no directory stands all that the customer has.
+func TestDeletionWithoutADirectoryDeletesNothing(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		dev.Publish(created("dev", ""))
+		s.Work()
+		before := s.prod.Contents()
+		s.exec(`UPDATE {integrations} SET directory = '' WHERE directory <> ''`)
+		id := dev.Publish(deleted())
+		s.Work()
+		s.ends([]string{id}, "dead invalid_event")
+		s.holds(before)
+	})
+}
+
+// What is dead waits for nobody but who looks at it.
+func TestDeletionLeavesDeadEventsAsTheyAre(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		dev.Publish(created("dev", ""))
+		s.Work()
+		upload := s.Upload("m1", "a.txt", "one")
+		s.RemoveFile(upload.Source)
+		ids := s.publish(at{dev, upload}, at{dev, deleted()})
+		s.Work()
+		s.ends(ids, "dead source_gone", "completed done")
+		s.PutFile(upload.Source, "one")
+		s.retry(ids[0])
+		s.Work()
+		s.ends(ids, "completed superseded", "completed done")
+		s.holds(map[string]string{})
+	})
+}
+
+// What is remembered of possible writes would lock the settings of the next
+// environment of that name.
+func TestDeletionForgetsWhatMayHaveBeenWritten(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.Config.RetryAttempts = 1
+		dev := s.prod.In("dev")
+		dev.Publish(created("dev", ""))
+		s.Work()
+		s.AWS.Inject(awslocal.Rule{API: "s3:PutObject", Times: 1, AfterEffect: true, Status: 409, Code: "OperationAborted"})
+		id := dev.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		s.ends([]string{id}, "dead conflict")
+		if !s.has(`SELECT 1 FROM {possible_writes}`)() {
+			t.Error("nothing is remembered of the upload")
+		}
+		dev.Publish(deleted())
+		s.Work()
+		s.holds(map[string]string{})
+		if s.has(`SELECT 1 FROM {possible_writes}`)() {
+			t.Error("a possible write in the deleted environment is remembered")
+		}
+	})
+}

@@ -423,3 +423,112 @@ func TestWorkerIsIdleWhileCopiesOnlyWaitForTheirRetry(t *testing.T) {
 		s.copied("dev", "running", 0, nil)
 	})
 }
+
+// What an attempt may have written goes with the media's next event in the target,
+// however the item came to fail.
+func TestFailedCopyLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		fail func(s *scene)
+		code string
+	}{
+		"of its own": {func(s *scene) { s.Config.RetryAttempts = 1 }, "conflict"},
+		"given up": {func(s *scene) {
+			s.slowRetries()
+			s.Work()
+			s.pause(s.prod.In("dev"))
+			s.prod.Publish(s.Delete("m1", "a.txt"))
+			s.Work()
+			s.resume(s.prod.In("dev"))
+		}, "source_changed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, func(t *testing.T, db *database.DB) {
+				s := newScene(t, db)
+				dev := s.prod.In("dev")
+				s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+				s.Work()
+				s.lostCopy(directory("dev") + "a.txt")
+				dev.Publish(created("dev", ""))
+				c.fail(s)
+				s.Work()
+				s.copied("dev", "incomplete", 0, map[string]string{"m1": c.code})
+				dev.Publish(s.Upload("m1", "b.txt", "of dev"))
+				s.Work()
+				got := s.prod.Contents()
+				delete(got, "media/a.txt")
+				if diff := cmp.Diff(map[string]string{directory("dev") + "b.txt": "of dev"}, got); diff != "" {
+					t.Errorf("bucket (-want +got):\n%s\n%s", diff, s.Dump())
+				}
+			})
+		})
+	}
+}
+
+// A worker that died may have made the copy: who takes over looks, although the
+// source is gone.
+func TestCopyOfADeadWorkerIsTakenUpAlthoughItsSourceIsGone(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.AtAWS()
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Times: 1, Before: func(context.Context, awslocal.Call) {
+			if _, err := db.Exec(db.SQL(`UPDATE {copy_items} SET lease_token = lease_token + 1, leased_until = {now} + 3600000000`)); err != nil {
+				t.Error(err)
+			}
+		}})
+		stop := s.Start()
+		s.prod.In("dev").Publish(created("dev", ""))
+		s.Await("the copy", func() bool { return s.effects("s3:CopyObject", directory("dev")+"a.txt") == 1 })
+		stop()
+		s.AWS.DeleteDirect(store, "media/a.txt")
+		s.exec(`UPDATE {copy_items} SET leased_until = 0`)
+		s.Work()
+		s.holds(map[string]string{directory("dev") + "a.txt": "one"})
+		s.copied("dev", "complete", 1, nil)
+	})
+}
+
+func TestCopyOverAnOlderOneLeavesNoOtherName(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		dev.Publish(created("dev", ""))
+		s.Work()
+		s.prod.Publish(s.Rename("m1", "a.txt", "b.txt"))
+		dev.Publish(created("dev", ""))
+		s.Work()
+		s.holds(map[string]string{"media/b.txt": "one", directory("dev") + "b.txt": "one"})
+		s.copied("dev", "complete", 1, nil)
+		s.nothingRefused()
+
+		// What somebody has put at the old name is theirs.
+		s.putStranger(directory("dev") + "b.txt")
+		s.prod.Publish(s.Rename("m1", "b.txt", "c.txt"))
+		dev.Publish(created("dev", ""))
+		s.Work()
+		s.holds(map[string]string{"media/c.txt": "one", directory("dev") + "b.txt": "a stranger's", directory("dev") + "c.txt": "one"})
+	})
+}
+
+func TestTargetInAnotherAccountFailsItsItems(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		s.own(dev, "media")
+		owner, other := "123456789012", "210987654321"
+		s.prod.Set(integration.Change{BucketOwner: &owner})
+		dev.Set(integration.Change{BucketOwner: &other})
+		dev.Publish(created("dev", ""))
+		s.Work()
+		s.copied("dev", "incomplete", 0, map[string]string{"m1": "other_account"})
+	})
+}

@@ -48,6 +48,27 @@ func TestAReplayedDeletionLeavesWhatWasMadeSince(t *testing.T) {
 	})
 }
 
+func TestAReplayedDeletionLeavesWhatWasUploadedSince(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.own(dev, "media") // it was never made from another
+		s.Config.RetryAttempts = 1
+		rule := s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2"}, 0))
+		deletion := dev.Publish(deleted())
+		s.Work()
+		s.ends([]string{deletion}, "dead conflict")
+		rule.Remove()
+		dev.Publish(s.Upload("m1", "a.txt", "since"))
+		s.Work()
+		s.retry(deletion)
+		s.Work()
+		s.ends([]string{deletion}, "completed superseded")
+		s.holds(map[string]string{directory("dev") + "a.txt": "since"})
+	})
+}
+
 // An event that lacks what its deletion has kept from being copied waits to be
 // superseded; the deletion must not wait for it.
 func TestADeletionDoesNotWaitForWhatItWillSupersede(t *testing.T) {
@@ -74,6 +95,37 @@ func TestADeletionDoesNotWaitForWhatItWillSupersede(t *testing.T) {
 			WHERE event_id = ? AND state = 'available' AND next_attempt_at IS NOT NULL`, ids[2]))
 		hang.Remove()
 		s.ends([]string{ids[2], ids[4]}, "completed superseded", "completed done")
+	})
+}
+
+// The copy has ended, but for what a deletion has cancelled, and the deletion hasn't.
+func TestAnEventWaitsForADeletionThoughTheCopyHasEnded(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m2", "c.txt", "two"))
+		s.Work()
+		s.pause(s.prod)
+		hang := s.AWS.Inject(hanging(copiesTo("dev"))) // m2's copy takes its time
+		ids := s.publish(
+			at{s.prod, s.Upload("m1", "a.txt", "one")}, // held
+			at{dev, created("dev", "")},
+			at{dev, s.Rename("m1", "a.txt", "b.txt")})
+		s.Start()
+		s.Await("m2's copy", func() bool { return hang.Hits() > 0 })
+		ids = append(ids, dev.Publish(deleted()))
+		s.Await("the cancelled copy", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'cancelled'`))
+		for _, id := range ids[2:] {
+			s.Await("an event that waits", func() bool { return s.startAgain(id, "{now} + 3600000000") })
+		}
+		hang.Remove()
+		s.Await("the end of the copy", s.has(`SELECT 1 FROM {copy_items} WHERE media_id = 'm2' AND state = 'done'`))
+		s.startAgain(ids[2], "0")
+		s.Await("another attempt of the rename", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ?
+			AND (next_attempt_at BETWEEN 1 AND {now} + 60000000 OR finished_at IS NOT NULL)`, ids[2]))
+		s.startAgain(ids[3], "0")
+		s.ends(ids[2:], "completed superseded", "completed done")
 	})
 }
 

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
@@ -306,4 +308,92 @@ func TestDiscardedCreationLiftsItsBarrierAndCopiesNothing(t *testing.T) {
 		s.copied("stg", "complete", 1, nil)
 		s.nothingRefused()
 	})
+}
+
+// Discarded before any worker saw it: its snapshot is still due.
+func TestCreationDiscardedBeforeItsSnapshotHoldsUpNothing(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		ids := s.publish(at{s.prod.In("dev"), created("dev", "")}, at{s.prod, s.Upload("m1", "a.txt", "two")})
+		s.discard(ids[0])
+		s.Work()
+		s.ends(ids, "discarded", "completed done")
+		s.holds(map[string]string{"media/a.txt": "two"})
+		s.nothingRefused()
+	})
+}
+
+// The deletion of the source comes first in publish order, although it waits for
+// its next attempt.
+func TestEnvironmentMadeFromOneThatIsBeingDeletedHasNothingOfIt(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.slowRetries()
+		dev, stg := s.prod.In("dev"), s.prod.In("stg")
+		dev.Publish(created("dev", ""), s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		broken := s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2"}, 0))
+		deletion := dev.Publish(deleted())
+		s.Work()
+		s.ends([]string{deletion}, "retryable conflict")
+		creation := stg.Publish(created("stg", "dev"))
+		s.Work()
+		s.ends([]string{creation}, "completed done")
+		s.copied("stg", "complete", 0, nil)
+		broken.Remove()
+		s.retry(deletion)
+		s.Work()
+		s.ends([]string{deletion}, "completed done")
+		s.holds(map[string]string{})
+		s.copied("stg", "complete", 0, nil)
+	})
+}
+
+// A copy that hasn't ended is looked at with each event that ends.
+func TestCopyThatOwesNothingMoreHasEnded(t *testing.T) {
+	t.Parallel()
+	for name, do := range map[string]func(s *scene){
+		"of nothing": func(s *scene) { s.prod.In("dev").Publish(created("dev", "")) },
+		"of media": func(s *scene) {
+			s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+			s.prod.In("dev").Publish(created("dev", ""))
+		},
+		"whose last media never joined": func(s *scene) {
+			upload := s.Upload("m1", "a.txt", "one")
+			s.RemoveFile(upload.Source)
+			s.pause(s.prod)
+			s.publish(at{s.prod, upload}, at{s.prod.In("dev"), created("dev", "")})
+			s.Work()
+			s.resume(s.prod)
+		},
+		"whose last media was given up": func(s *scene) {
+			s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+			s.prod.In("dev").Publish(created("dev", ""))
+			s.slowRetries()
+			s.AWS.Inject(conflicting(copiesTo("dev"), 0))
+			s.Work()
+			s.pause(s.prod.In("dev"))
+			s.prod.Publish(s.Delete("m1", "a.txt"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, func(t *testing.T, db *database.DB) {
+				s := newScene(t, db)
+				do(s)
+				s.Work()
+				var states []string
+				if err := db.SelectContext(t.Context(), &states, db.SQL(`SELECT state FROM {copies}`)); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff([]string{"ended"}, states); diff != "" {
+					t.Errorf("copies (-want +got):\n%s\n%s", diff, s.Dump())
+				}
+			})
+		})
+	}
 }

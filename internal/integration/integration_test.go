@@ -150,8 +150,11 @@ func TestSkippingTheTestNeedsAReasonWhichIsKept(t *testing.T) {
 		store := integration.New(db)
 		change := production("s")
 		change.SkipTest = true
-		if _, err := store.Set(t.Context(), change); err == nil {
-			t.Error("no reason given, and no error")
+		for _, none := range []string{"", " \t\n"} {
+			change.Reason = none
+			if _, err := store.Set(t.Context(), change); err == nil {
+				t.Errorf("reason %q given, and no error", none)
+			}
 		}
 		change.Reason = "role follows tomorrow"
 		if got := set(t, store, change).TestSkippedReason; got != change.Reason {

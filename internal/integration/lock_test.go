@@ -91,6 +91,9 @@ func TestSettingsAreLockedWhileAnythingDependsOnThem(t *testing.T) {
 		{"event running", started(event("running")), events},
 		{"event to be retried", started(event("retryable")), events},
 		{"events finished", started(event("completed", "dead", "discarded")), nothing},
+		{"a worker at work, on what isn't in the lane yet", started(func(t *testing.T, db *database.DB, lane int64) {
+			exec(t, db, `UPDATE {lanes} SET leased_by = 'w', leased_until = {now} + 60000000 WHERE lane_id = ?`, lane)
+		}), events},
 		{"event without a lane", started(func(t *testing.T, db *database.DB, _ int64) {
 			publish(t, db, "event without a lane", "", nil, "available")
 		}), events},
@@ -179,4 +182,42 @@ func TestALockedEnvironmentKeepsItsDirectory(t *testing.T) {
 			t.Errorf("%v, want ErrLocked", err)
 		}
 	})
+}
+
+// Who begins to work under the settings holds the lane, and so does who changes them.
+func TestSettingsDoNotChangeWhileWorkUnderThemBegins(t *testing.T) {
+	t.Parallel()
+	db := dbtest.PostgreSQL(t) // SQLite has one writer
+	store := integration.New(db)
+	lane := set(t, store, production("s")).LaneID
+	tx, err := db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	inLane := func(query string) {
+		t.Helper()
+		if _, err := tx.ExecContext(t.Context(), db.SQL(query), lane); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inLane(`SELECT 1 FROM {lanes} WHERE lane_id = ? FOR NO KEY UPDATE`)
+	changed := make(chan error, 1)
+	go func() {
+		_, err := store.Set(t.Context(), integration.Change{ServiceID: "s", Prefix: new("another")})
+		changed <- err
+	}()
+	for !get[bool](t, db, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+		WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`) {
+		select {
+		case err := <-changed:
+			t.Fatalf("the settings were changed meanwhile: %v", err)
+		default:
+		}
+	}
+	inLane(`UPDATE {lanes} SET started = true, leased_by = 'w' WHERE lane_id = ?`)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkLock(t, "prefix", "s", <-changed, "events are unfinished")
 }

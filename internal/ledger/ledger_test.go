@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"go.uber.org/goleak"
 
@@ -104,5 +106,80 @@ func TestViewsThatAreAskedForAtOnceEachGetTheirOwn(t *testing.T) {
 			})
 		}
 		asking.Wait()
+	})
+}
+
+// A replay of an older upload must not bring a deleted file back.
+func TestATombstoneStaysWhileAnEventOfItsMediaMayStillRun(t *testing.T) {
+	t.Parallel()
+	cases := []struct {
+		name  string
+		state string // of an event of the media; none where empty
+		lane  int64  // the event's
+		young bool
+		live  bool
+		stays bool
+	}{
+		{name: "no event", stays: false},
+		{name: "completed", state: "completed", lane: 1, stays: false},
+		{name: "discarded", state: "discarded", lane: 1, stays: false},
+		{name: "available", state: "available", lane: 1, stays: true},
+		{name: "running", state: "running", lane: 1, stays: true},
+		{name: "retryable", state: "retryable", lane: 1, stays: true},
+		{name: "dead", state: "dead", lane: 1, stays: true},
+		{name: "dead elsewhere", state: "dead", lane: 2, stays: false},
+		{name: "young", young: true, stays: true},
+		{name: "no tombstone", live: true, stays: true},
+	}
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		l := ledger.New(db)
+		want := map[string]bool{}
+		for _, tc := range cases {
+			key := ""
+			if tc.live {
+				key = "key"
+			}
+			if err := apply(t, db, ledger.Effects{Put: object(1, tc.name, key)}); err != nil {
+				t.Fatal(err)
+			}
+			if !tc.young {
+				exec(t, db, `UPDATE {media_objects} SET updated_at = updated_at - ? WHERE media_id = ?`,
+					(2 * time.Hour).Microseconds(), tc.name)
+			}
+			if tc.state != "" {
+				exec(t, db, `INSERT INTO {outbox} (event_id, type, service_id, data, lane_id, media_id, state)
+					VALUES (?, 'MediaUploaded', 's', '{}', ?, ?, ?)`, uuid.NewString(), tc.lane, tc.name, tc.state)
+			}
+			want[tc.name] = tc.stays
+		}
+		if n, err := l.PruneTombstones(t.Context(), time.Hour, 3); err != nil || n != 3 {
+			t.Errorf("%d went of at most 3: %v", n, err)
+		}
+		if n, err := l.PruneTombstones(t.Context(), time.Hour, 100); err != nil || n != 1 {
+			t.Errorf("%d went of the one that was left: %v", n, err)
+		}
+		got := map[string]bool{}
+		for _, tc := range cases {
+			got[tc.name] = view(t, l, 1, tc.name, "").Object != nil
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("stays (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestAMediaOfAnotherEnvironmentIsAnother(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		l := ledger.New(db)
+		if err := apply(t, db, ledger.Effects{Put: object(1, "m", "a")}, ledger.Effects{Put: object(2, "m", "b")}); err != nil {
+			t.Fatal(err)
+		}
+		if got := view(t, l, 2, "m", "a"); !got.HeldByOther() {
+			t.Errorf("%+v is taken for the holder %+v", got.Object, got.Holder)
+		}
+		if got := view(t, l, 1, "m", "a"); got.HeldByOther() {
+			t.Errorf("%+v isn't taken for the holder %+v", got.Object, got.Holder)
+		}
 	})
 }
