@@ -25,6 +25,9 @@ const (
 	deadlockDetected     = "40P01"
 )
 
+// stoodStill: idle_in_transaction_session_timeout ended a session of ours.
+const stoodStill = "25P03"
+
 const (
 	txAttempts = 5
 	txBackoff  = 20 * time.Millisecond // doubled with each attempt, full jitter
@@ -32,12 +35,14 @@ const (
 
 // Tx runs fn in one transaction and commits it if fn returns nil. On
 // PostgreSQL the transaction is READ COMMITTED, whatever the server's
-// default, and one that lost to a deadlock is run again: fn may be called
-// several times and must have no effect outside of tx.
+// default, and one that lost to a deadlock is run again, as is one that lost its
+// connection before it was committed: fn may be called several times and must have
+// no effect outside of tx.
 func (db *DB) Tx(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
 	for attempt := 0; ; attempt++ {
-		err := db.runTx(ctx, fn)
-		if err == nil || attempt == txAttempts-1 || !lostToAnother(err) {
+		committing, err := db.runTx(ctx, fn)
+		again := lostToAnother(err) || !committing && lostConnection(err)
+		if err == nil || attempt == txAttempts-1 || !again {
 			return err
 		}
 		select {
@@ -48,14 +53,15 @@ func (db *DB) Tx(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
 	}
 }
 
-func (db *DB) runTx(ctx context.Context, fn func(tx *sqlx.Tx) error) (err error) {
+// runTx tells with an error whether the transaction may have been committed.
+func (db *DB) runTx(ctx context.Context, fn func(tx *sqlx.Tx) error) (committing bool, err error) {
 	options := &sql.TxOptions{}
 	if db.Dialect == PostgreSQL {
 		options.Isolation = sql.LevelReadCommitted
 	}
 	tx, err := db.BeginTxx(ctx, options)
 	if err != nil {
-		return fmt.Errorf("begin transaction: %w", err)
+		return false, fmt.Errorf("begin transaction: %w", err)
 	}
 	defer func() {
 		// Also undoes what a panicking fn did; after a commit it does nothing.
@@ -64,17 +70,29 @@ func (db *DB) runTx(ctx context.Context, fn func(tx *sqlx.Tx) error) (err error)
 		}
 	}()
 	if err := fn(tx); err != nil {
-		return err
+		return false, err
 	}
 	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("commit transaction: %w", err)
+		return true, fmt.Errorf("commit transaction: %w", err)
 	}
-	return nil
+	return true, nil
 }
 
 func lostToAnother(err error) bool {
 	code := postgresCode(err)
 	return code == serializationFailure || code == deadlockDetected
+}
+
+// lostConnection tells whether the server, or the way to it, ended the session:
+// where our own process stood still for too long within a transaction, too. A server
+// that can't be reached is another thing.
+func lostConnection(err error) bool {
+	if code := postgresCode(err); code != "" {
+		return code == stoodStill || strings.HasPrefix(code, "57P")
+	}
+	var broken *net.OpError
+	return errors.As(err, &broken) && broken.Op != "dial" || errors.Is(err, driver.ErrBadConn) ||
+		errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // IsTransient tells whether the same work may succeed later with nothing
@@ -87,7 +105,7 @@ func IsTransient(err error) bool {
 			strings.HasPrefix(code, "57P") || // shutdown, crash, starting up
 			code == "55P03" || // lock not available
 			code == "57014" || // an operator or the server's statement_timeout ended it
-			code == "25P03" || // our own process stood still within a transaction
+			code == stoodStill ||
 			code == "25006" // read-only transaction: a failover in progress
 	}
 	var lite *sqlite.Error

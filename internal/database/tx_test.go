@@ -102,6 +102,48 @@ func TestTxRunsAgainWhenItLostToADeadlock(t *testing.T) {
 	}
 }
 
+// A process that was stopped for a while finds its transactions ended by the server.
+func TestTxRunsAgainWhenItLostItsConnectionBeforeItsCommit(t *testing.T) {
+	t.Parallel()
+	for name, committing := range map[string]bool{"before its commit": false, "at its commit": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := dbtest.PostgreSQL(t)
+			counters(t, db)
+			runs := 0
+			err := db.Tx(t.Context(), func(tx *sqlx.Tx) error {
+				runs++
+				if err := increment(t.Context(), db, tx, 1); err != nil {
+					return err
+				}
+				if runs > 1 {
+					return nil
+				}
+				var pid int
+				if err := tx.GetContext(t.Context(), &pid, `SELECT pg_backend_pid()`); err != nil {
+					return err
+				}
+				if _, err := db.ExecContext(t.Context(), `SELECT pg_terminate_backend($1)`, pid); err != nil {
+					return err
+				}
+				if committing {
+					return nil
+				}
+				return increment(t.Context(), db, tx, 2)
+			})
+			if committing {
+				if !database.IsTransient(err) || runs != 1 {
+					t.Errorf("run %d times, and then %v", runs, err)
+				}
+				return
+			}
+			if err != nil || runs != 2 || sum(t, db) != 1 {
+				t.Errorf("run %d times, and then %v: the sum is %d", runs, err, sum(t, db))
+			}
+		})
+	}
+}
+
 func TestTxTakesSQLitesWriteLockWhenItBegins(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLiteURL(t)
