@@ -31,17 +31,18 @@ type backlog struct {
 	events, lanes int
 	window        window
 	// rounds are how often the subjects take turns, so that what else the
-	// machine does hits them all.
-	rounds int
+	// machine does hits them all. Before them are those that only warm everything
+	// up: the first of all turns is half as fast as the next.
+	warming, rounds int
 }
 
 func backlogs(s scale) []backlog {
 	longest := pick(s, 1500*time.Millisecond, 30*time.Second)
 	few, many := pick(s, 3_000, 10_000), pick(s, 30_000, 1_000_000)
 	return []backlog{
-		{"10000", few, 1000, window{1, few, longest}, pick(s, 1, 6)},
-		{"1000000", many, 1000, window{2 * few, pick(s, 15_000, 300_000), longest}, pick(s, 1, 2)},
-		{"hot-lane", 2 * few, 1, window{1, 2 * few, longest}, pick(s, 1, 4)},
+		{"10000", few, 1000, window{1, few, longest}, pick(s, 0, 1), pick(s, 1, 6)},
+		{"1000000", many, 1000, window{2 * few, pick(s, 15_000, 300_000), longest}, 0, pick(s, 1, 2)},
+		{"hot-lane", 2 * few, 1, window{1, 2 * few, longest}, 0, pick(s, 1, 4)},
 	}
 }
 
@@ -75,14 +76,16 @@ func throughput(ctx context.Context, e *environment, name string, h handler, b b
 		peer,
 		{subject: watermillSQL, name: watermillSQL.name},
 	}
-	for range b.rounds {
+	for round := range b.warming + b.rounds {
 		for _, c := range contenders {
 			seen, err := c.consumeBacklog(ctx, e, h, b)
 			if err = errors.Join(err, e.cleanUpAll()); err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
 			e.logger.Info("turn", "scenario", name, "subject", c.name, "rate", int(seen.rate()), "cpu", int(seen.cpuPerEvent()))
-			c.seen = c.seen.add(seen)
+			if round >= b.warming {
+				c.seen = c.seen.add(seen)
+			}
 		}
 	}
 	var rows []row
