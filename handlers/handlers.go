@@ -308,8 +308,8 @@ func (j *job) settleWrites(ctx context.Context, inUse ...string) error {
 }
 
 // settleWrite removes what was left at one key. Who holds the key is asked anew
-// whenever something else is there than was seen: another media's event, which
-// shares no name with this one, may just have written there.
+// whenever something else is there than was seen: a copy into the environment, or
+// another service's event, which no name keeps away, may just have written there.
 func (j *job) settleWrite(ctx context.Context, write ledger.PossibleWrite) error {
 	for range conflictRounds {
 		object, err := j.bucket.Head(ctx, write.Key, false)

@@ -91,9 +91,6 @@ func (c environmentsRetryFailed) Run(ctx context.Context, a *app) error {
 		if err != nil {
 			return err
 		}
-		if c.DryRun && a.Output == "table" {
-			fmt.Fprintln(a.stderr, "Nothing is changed: this is a dry run.")
-		}
-		return a.printCounts(counts{Matched: done.Matched, Changed: done.Changed, Skipped: done.Matched - done.Changed})
+		return a.printCounts(counts{Matched: done.Matched, Changed: done.Changed, Skipped: done.Matched - done.Changed}, c.DryRun)
 	})
 }

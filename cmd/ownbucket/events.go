@@ -257,10 +257,7 @@ func (c bulk) act(ctx context.Context, a *app,
 		if err != nil {
 			return err
 		}
-		if c.DryRun && a.Output == "table" {
-			fmt.Fprintln(a.stderr, "Nothing is changed: this is a dry run.")
-		}
-		return a.printCounts(counts(result))
+		return a.printCounts(counts(result), c.DryRun)
 	})
 }
 

@@ -39,11 +39,8 @@ func printEach[T any](a *app, each func(visit func(T) error) error) error {
 	before, end := "[\n  ", "[]\n"
 	err := each(func(thing T) error {
 		var encoded bytes.Buffer
-		encoder := json.NewEncoder(&encoded)
-		encoder.SetEscapeHTML(false)
-		encoder.SetIndent("  ", "  ")
-		if err := encoder.Encode(thing); err != nil {
-			return fmt.Errorf("print JSON: %w", err)
+		if err := writeIndented(&encoded, thing, "  "); err != nil {
+			return err
 		}
 		_, _ = out.WriteString(before)
 		_, err := out.Write(bytes.TrimRight(encoded.Bytes(), "\n"))
@@ -73,10 +70,13 @@ func printOne(a *app, thing any, fields ...field) error {
 	return render(a.stdout, t)
 }
 
-func writeJSON(w io.Writer, value any) error {
+func writeJSON(w io.Writer, value any) error { return writeIndented(w, value, "") }
+
+// writeIndented begins every line but the first with prefix.
+func writeIndented(w io.Writer, value any, prefix string) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
+	encoder.SetIndent(prefix, "  ")
 	if err := encoder.Encode(value); err != nil {
 		return fmt.Errorf("print JSON: %w", err)
 	}
@@ -172,7 +172,10 @@ type counts struct {
 	Skipped int64 `json:"skipped"`
 }
 
-func (a *app) printCounts(c counts) error {
+func (a *app) printCounts(c counts, dryRun bool) error {
+	if dryRun && a.Output == "table" {
+		fmt.Fprintln(a.stderr, "Nothing is changed: this is a dry run.")
+	}
 	return printOne(a, c, field{"matched", fmt.Sprint(c.Matched)}, field{"changed", fmt.Sprint(c.Changed)},
 		field{"skipped", fmt.Sprint(c.Skipped)})
 }

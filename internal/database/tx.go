@@ -88,7 +88,7 @@ func lostToAnother(err error) bool {
 // that can't be reached is another thing.
 func lostConnection(err error) bool {
 	if code := postgresCode(err); code != "" {
-		return code == stoodStill || strings.HasPrefix(code, "57P")
+		return code == stoodStill || strings.HasPrefix(code, "57P") // shutdown, crash, starting up
 	}
 	var broken *net.OpError
 	return errors.As(err, &broken) && broken.Op != "dial" || errors.Is(err, driver.ErrBadConn) ||
@@ -99,13 +99,11 @@ func lostConnection(err error) bool {
 // changed: the database was restarted, unreachable, overloaded or locked.
 func IsTransient(err error) bool {
 	if code := postgresCode(err); code != "" {
-		return lostToAnother(err) ||
+		return lostToAnother(err) || lostConnection(err) ||
 			strings.HasPrefix(code, "08") || // connection exception
 			strings.HasPrefix(code, "53") || // insufficient resources
-			strings.HasPrefix(code, "57P") || // shutdown, crash, starting up
 			code == "55P03" || // lock not available
 			code == "57014" || // an operator or the server's statement_timeout ended it
-			code == stoodStill ||
 			code == "25006" // read-only transaction: a failover in progress
 	}
 	var lite *sqlite.Error
@@ -116,10 +114,7 @@ func IsTransient(err error) bool {
 	}
 	var connect *pgconn.ConnectError
 	var network net.Error
-	return errors.As(err, &connect) || errors.As(err, &network) ||
-		errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) ||
-		errors.Is(err, pgconn.ErrConnClosed) ||
-		errors.Is(err, io.ErrUnexpectedEOF)
+	return lostConnection(err) || errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, sql.ErrConnDone)
 }
 
 func postgresCode(err error) string {

@@ -242,20 +242,26 @@ func value[T any](pointer *T) T {
 // webQuery is, in JSON's text, the query of a web address, wherever it stands.
 var webQuery = regexp.MustCompile(`(?i)(https?:\\?/\\?/(?:[^"?\\]|\\[^"u])*)\?(?:[^"\\]|\\.)*`)
 
-// withoutSecrets takes the query out of a payload's source: it may be a signed
-// URL. Of what breaks the contract it takes out that of every web address.
+// withoutSecrets takes out of a payload the queries of web addresses, wherever they
+// stand: they may be signed.
 func withoutSecrets(data []byte) json.RawMessage {
+	return readable(webQuery.ReplaceAll(withoutCredentials(data), []byte("${1}?REDACTED")))
+}
+
+// withoutCredentials takes query, user name and password out of a payload's source.
+// Data that isn't an object with a source stays as it is.
+func withoutCredentials(data []byte) []byte {
 	var fields map[string]json.RawMessage
 	var source string
 	if json.Unmarshal(data, &fields) != nil || json.Unmarshal(fields["source"], &source) != nil || !isWeb(source) {
-		return readable(webQuery.ReplaceAll(data, []byte("${1}?REDACTED")))
+		return data
 	}
 	parsed, err := url.Parse(source)
 	switch {
 	case err != nil:
 		source = "(not shown: it can't be read as a URL)"
 	case parsed.RawQuery == "" && parsed.User == nil:
-		return readable(webQuery.ReplaceAll(data, []byte("${1}?REDACTED")))
+		return data
 	default:
 		if parsed.RawQuery != "" {
 			parsed.RawQuery = "REDACTED"
@@ -266,7 +272,7 @@ func withoutSecrets(data []byte) json.RawMessage {
 	fields["source"], _ = json.Marshal(source) // a string always encodes
 	redacted, err := json.Marshal(fields)
 	if err != nil {
-		return json.RawMessage(`{}`)
+		return []byte(`{}`)
 	}
 	return redacted
 }

@@ -171,6 +171,8 @@ func TestShowTakesSecretsOutOfTheSource(t *testing.T) {
 		for _, c := range []struct{ data, want string }{
 			{`{"source":"https://cms.example/a.txt?X-Amz-Signature=secret"}`, `{"source":"https://cms.example/a.txt?REDACTED"}`},
 			{`{"source":"HTTPS://cms.example/a.txt?t=secret"}`, `{"source":"https://cms.example/a.txt?REDACTED"}`},
+			{`{"source":"https://cms.example/a.txt?t=secret","Source":"https://cms.example/b.txt?t=secret"}`,
+				`{"Source":"https://cms.example/b.txt?REDACTED","source":"https://cms.example/a.txt?REDACTED"}`},
 			{`{"source":"http://user:secret@cms.example/a.txt"}`, `{"source":"http://cms.example/a.txt"}`},
 			{`{"source":"https://cms.example/%zz?t=secret"}`, `{"source":"(not shown: it can't be read as a URL)"}`},
 			{`{"source":"https://cms.example/a.txt"}`, `{"source":"https://cms.example/a.txt"}`},
