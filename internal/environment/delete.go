@@ -36,7 +36,7 @@ func (s *Store) Delete(ctx context.Context, d *outbox.Delivery) (string, error) 
 	if err != nil {
 		return "", err
 	}
-	if err := empty(ctx, b, settings.KeyPrefix()); err != nil {
+	if err := empty(ctx, b, settings.KeyPrefix(), func() error { return s.beginEmptying(ctx, d) }); err != nil {
 		return "", err
 	}
 	return outbox.Done, nil
@@ -53,10 +53,43 @@ func (s *Store) usedSince(ctx context.Context, deletion *outbox.Event) (bool, er
 	return used, wrap("look whether the environment was used since", err)
 }
 
+// beginEmptying keeps what comes before the deletion from starting until that
+// has ended, also between its attempts: it would otherwise write where has been
+// deleted already, to be deleted by the next attempt.
+func (s *Store) beginEmptying(ctx context.Context, d *outbox.Delivery) error {
+	e := d.Event
+	var mine bool
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		if err := s.lockLanes(ctx, tx, e.LaneID); err != nil {
+			return err
+		}
+		// Whoever lost the lane may have been overtaken by the deletion's end.
+		result, err := tx.ExecContext(ctx, s.db.SQL(`
+			UPDATE {lanes} SET emptying_sequence = ? WHERE lane_id = ? AND lease_token = ?
+			AND EXISTS (SELECT 1 FROM {outbox} WHERE sequence = ? AND finished_at IS NULL)`),
+			e.Sequence, e.LaneID, d.Token, e.Sequence)
+		if err != nil {
+			return err
+		}
+		n, err := result.RowsAffected()
+		mine = n > 0
+		return err
+	})
+	if err != nil {
+		return wrap("begin to delete the environment", err)
+	}
+	if !mine {
+		return failure.New(failure.Interrupted, failure.Canceled,
+			"the lane of service %s, environment %q was lost before anything was deleted", e.ServiceID, e.EnvironmentID)
+	}
+	e.Emptying = true
+	return nil
+}
+
 // empty deletes what is below the prefix, page by page, until a listing from
-// the beginning finds nothing.
-func empty(ctx context.Context, b *bucket.Bucket, prefix string) error {
-	for found := true; found; {
+// the beginning finds nothing. Before the first page it begins.
+func empty(ctx context.Context, b *bucket.Bucket, prefix string, begin func() error) error {
+	for found, begun := true, false; found; {
 		found = false
 		for token, next := "", ""; ; token = next {
 			page, following, err := b.List(ctx, prefix, token)
@@ -65,6 +98,12 @@ func empty(ctx context.Context, b *bucket.Bucket, prefix string) error {
 			}
 			if len(page) > 0 {
 				found = true
+				if !begun {
+					if err := begin(); err != nil {
+						return err
+					}
+					begun = true
+				}
 				if err := deletePage(ctx, b, page); err != nil {
 					return err
 				}
@@ -116,8 +155,9 @@ func (s *Store) awaitCopies(ctx context.Context, e *outbox.Event) error {
 }
 
 // joinBefore gives copies from the environment the media that events have
-// kept from joining. Events that only wait for their next attempt will be
-// superseded: what the ledger has now is what there will be. Those that can
+// kept from joining. Events that only wait for their next attempt, or for the
+// end of this deletion because it has begun, will be superseded: what the ledger
+// has now is what there will be. Those that can
 // run do so first, while the deletion waits; it tells whether there are any. Those
 // that lack what the deletion has kept from being copied wait for it (awaitDeletion).
 func (s *Store) joinBefore(ctx context.Context, e *outbox.Event) (runnable bool, err error) {
@@ -133,6 +173,7 @@ func (s *Store) joinBefore(ctx context.Context, e *outbox.Event) (runnable bool,
 			SELECT w.copy_sequence, w.media_id, w.source_lane, EXISTS (SELECT 1 FROM {outbox} e
 				WHERE e.lane_id = w.source_lane AND e.media_id = w.media_id AND e.sequence < w.copy_sequence
 				AND e.state IN ('available', 'running') AND (NOT e.parked OR e.next_attempt_at IS NOT NULL)
+				AND NOT EXISTS (SELECT 1 FROM {lanes} l WHERE l.lane_id = e.lane_id AND l.emptying_sequence IS NOT NULL)
 				AND NOT EXISTS (SELECT 1 FROM {copy_items} x WHERE x.target_lane = e.lane_id AND x.state = 'cancelled'
 					AND x.media_id = e.media_id AND x.copy_sequence < e.sequence)) AS runnable
 			FROM {copy_items} w WHERE w.state = 'waiting' AND w.source_lane = ? AND w.copy_sequence < ?

@@ -122,6 +122,114 @@ func TestADeletionThatWasCutOffSupersedesWhatNeedsWhatIsGone(t *testing.T) {
 	})
 }
 
+// halfDeleted makes an upload to dev that waits for its retry, and a deletion of
+// dev that has deleted something, failed, and waits for its own.
+func (s *scene) halfDeleted() (upload, deletion string) {
+	s.t.Helper()
+	s.slowRetries()
+	dev := s.prod.In("dev")
+	s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+	dev.Publish(created("dev", ""))
+	s.Work()
+	refused := s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:PutObject"}, 0))
+	upload = dev.Publish(s.Upload("m2", "b.txt", "two"))
+	s.Work()
+	refused.Remove()
+	s.AWS.Inject(awslocal.Rule{API: "s3:DeleteObjects", Times: 1, Before: func(context.Context, awslocal.Call) {
+		if !s.has(`SELECT 1 FROM {lanes} WHERE emptying_sequence IS NOT NULL`)() {
+			s.t.Error("who took over now wouldn't know that the deletion has begun")
+		}
+	}})
+	s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2", Skip: 1}, 1))
+	deletion = dev.Publish(deleted())
+	s.Work()
+	s.ends([]string{upload, deletion}, "retryable conflict", "retryable conflict")
+	s.holds(map[string]string{"media/a.txt": "one"})
+	s.AWS.ResetCounts()
+	return upload, deletion
+}
+
+func TestWhatADeletionWillSupersedeDoesNotStartOnceItHasBegun(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		upload, deletion := s.halfDeleted()
+		s.startAgain(upload, "0")
+		s.Work()
+		s.ends([]string{upload, deletion}, "available conflict", "retryable conflict")
+		s.startAgain(deletion, "0")
+		s.Work()
+		s.ends([]string{upload, deletion}, "completed superseded", "completed done")
+		if n := s.effects("s3:PutObject", directory("dev")+"b.txt"); n > 0 {
+			t.Errorf("the upload was put %d times", n)
+		}
+		s.holds(map[string]string{"media/a.txt": "one"})
+		s.nothingRefused()
+	})
+}
+
+func TestWhatADeletionHasKeptFromStartingRunsWhereTheDeletionIsGivenUp(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		giveUp func(s *scene, deletion string)
+		end    string
+	}{
+		"discarded": {(*scene).discard, "discarded conflict"},
+		"dead": {func(s *scene, deletion string) {
+			s.Config.RetryAttempts = 2
+			s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2"}, 1))
+			s.startAgain(deletion, "0")
+		}, "dead conflict"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, func(t *testing.T, db *database.DB) {
+				s := newScene(t, db)
+				upload, deletion := s.halfDeleted()
+				s.startAgain(upload, "0")
+				s.Work()
+				c.giveUp(s, deletion)
+				s.Work()
+				s.ends([]string{upload, deletion}, "completed done", c.end)
+				s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "b.txt": "two"})
+			})
+		})
+	}
+}
+
+// What commits late, with a sequence before the deletion's, comes too late.
+func TestADeletionThatHasBegunDoesNotWaitForWhatCommitsLate(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, dbtest.PostgreSQL(t))
+	dev, stg := s.prod.In("dev"), s.prod.In("stg")
+	s.slowRetries()
+	s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+	dev.Publish(created("dev", ""))
+	s.Work()
+	late, err := s.DB.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := s.publishIn(late, at{dev, s.Upload("m2", "b.txt", "two")}, at{stg, created("stg", "dev")})
+	s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2", Skip: 1}, 1))
+	deletion := dev.Publish(deleted())
+	s.Work()
+	s.ends([]string{deletion}, "retryable conflict")
+	if err := late.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	s.Await("the snapshot", s.has(`SELECT 1 FROM {copies} WHERE state <> 'pending' AND sequence = (SELECT sequence
+		FROM {outbox} WHERE event_id = ?)`, ids[1]))
+	if got := s.Event(ids[0]).String(); got != "available" {
+		t.Errorf("the upload is %s", got)
+	}
+	s.startAgain(deletion, "0")
+	s.ends(append(ids, deletion), "completed superseded", "completed done", "completed done")
+	s.holds(map[string]string{"media/a.txt": "one"})
+	s.nothingRefused()
+}
+
 func TestEnvironmentIsCreatedAgainAfterItsDeletion(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

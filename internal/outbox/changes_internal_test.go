@@ -111,6 +111,55 @@ func TestACompletedDeletionIsNotForgotten(t *testing.T) {
 	}
 }
 
+// What was published before a deletion that has begun, and is tried again, doesn't
+// start meanwhile, whatever way it comes into memory.
+func TestADeletionThatHasBegunIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	s.store.sweep.passed = 9
+	deletion := &Event{Sequence: 5, LaneID: 1, Type: events.EnvironmentDeletedType, Resources: `["*"]`}
+	attempt := func(kind Kind, meanwhile func()) {
+		l.schedule.add(deletion, false)
+		running := l.schedule.next(1, 0)
+		l.schedule.start(running[0])
+		s.unsettled++
+		meanwhile()
+		s.finished(&result{lane: l, entry: running[0], settled: Settlement{Event: deletion, Verdict: Verdict{Kind: kind}}})
+	}
+	none := func(how string, lowest int64) {
+		t.Helper()
+		if len(l.schedule.pending) > 0 || s.store.sweep.passed >= lowest {
+			t.Errorf("%s: %d events wait, and the next look begins above %d", how, len(l.schedule.pending), s.store.sweep.passed)
+		}
+		s.store.sweep.passed = 9
+	}
+	deletion.Emptying = true
+	attempt(Retry, func() {
+		l.schedule.add(event(4, "a"), false)
+		l.ended = make(map[int64]bool) // the lane's status is asked for, and then its events
+	})
+	none("what waited", 4)
+	s.readings(map[int64]*lane{1: l}, []Status{{LaneID: 1, Token: l.Token}})
+	l.refill = false
+	s.take([]*Event{event(3, "b")}, map[int64]*reading{1: {lane: l, Reading: Reading{LaneID: 1, Limit: 9}}})
+	none("what was read before", 10)
+	if !l.refill {
+		t.Error("what was read before isn't read again")
+	}
+	s.feed(t.Context(), Assigned{Taken: []*Event{event(2, "c")}}, time.Now())
+	none("what was taken before", 2)
+
+	// It dies, and what was kept from starting may start.
+	deletion.Emptying = false
+	begun := l.status
+	attempt(Die, func() { l.ended = make(map[int64]bool) })
+	s.readings(map[int64]*lane{1: l}, []Status{begun})
+	s.take([]*Event{event(3, "b")}, map[int64]*reading{1: {lane: l, Reading: Reading{LaneID: 1, Limit: 9}}})
+	if len(l.schedule.pending) != 1 {
+		t.Error("what a dead deletion has kept from starting still doesn't")
+	}
+}
+
 // Events that wait find copies that were opened since they were read.
 func TestASnapshotIsNoticedByWhatWaits(t *testing.T) {
 	t.Parallel()

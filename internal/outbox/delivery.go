@@ -21,7 +21,9 @@ type Delivery struct {
 	MayHaveRun bool
 	// DeletedSequence is that of the environment's last completed deletion.
 	DeletedSequence int64
-	Started         time.Time
+	// Token is that of the lease under which the event runs.
+	Token   int64
+	Started time.Time
 
 	lane    *lane
 	verdict *Verdict

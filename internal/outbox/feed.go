@@ -253,6 +253,10 @@ func (s *Subscriber) feed(work context.Context, done Assigned, asked time.Time) 
 			s.store.Refind(e.Sequence) // the lane was lost meanwhile
 			continue
 		}
+		if e.Sequence < l.status.emptying() {
+			s.store.Refind(e.Sequence) // a deletion began meanwhile
+			continue
+		}
 		// Also where the lane is about to be given back: it is with all that was
 		// taken, since the look may have written what comes after it.
 		l.schedule.add(e, l.doubtful)

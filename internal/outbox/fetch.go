@@ -204,6 +204,9 @@ func (s *Subscriber) readings(look map[int64]*lane, statuses []Status) map[int64
 		before := l.status
 		l.status = status
 		l.status.DeletedSequence = max(before.DeletedSequence, status.DeletedSequence)
+		if l.endedSince(before.Emptying) || l.endedSince(status.Emptying) {
+			l.status.Emptying = before.Emptying
+		}
 		if before.LaneID == 0 || before.Wake != status.Wake {
 			l.refill = true
 		}
@@ -243,6 +246,10 @@ func (s *Subscriber) take(found []*Event, readings map[int64]*reading) {
 		l.cursor = max(l.cursor, e.Sequence)
 		if _, ended := l.ended[e.Sequence]; ended {
 			l.refill = true // it may have been read before or after that
+			continue
+		}
+		if e.Sequence < l.status.emptying() {
+			l.refill = true // read before that deletion began, or after its end
 			continue
 		}
 		l.schedule.add(e, l.status.Holds || slices.Contains(slices.Collect(maps.Values(l.ended)), true))

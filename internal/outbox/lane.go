@@ -97,6 +97,16 @@ func (l *lane) alive(now time.Time) bool {
 	return now.Before(l.lease.until) && now.Round(0).Before(l.lease.until.Round(0)) && l.ctx.Err() == nil
 }
 
+// endedSince tells whether an attempt of that event, if any, ended since the
+// lane's status was asked for.
+func (l *lane) endedSince(sequence *int64) bool {
+	if sequence == nil {
+		return false
+	}
+	_, ended := l.ended[*sequence]
+	return ended
+}
+
 // gone tells whether the lease can't be relied on any more.
 func (l *lane) gone() bool { return l.lost || errors.Is(context.Cause(l.ctx), ErrLeaseLost) }
 

@@ -152,6 +152,9 @@ type Status struct {
 	TaintedTo       int64  `db:"tainted_to"`
 	// SnapshotSequence is the last EnvironmentCreated whose snapshot was taken.
 	SnapshotSequence int64 `db:"snapshot_sequence"`
+	// Emptying is the deletion that has begun to empty the directory, and has not
+	// ended: no event below starts. nil if there is none.
+	Emptying *int64 `db:"emptying_sequence"`
 	// Holds tells that parked events hold others back.
 	Holds bool `db:"holds"`
 }
@@ -162,6 +165,14 @@ func (s *Status) gate() int64 {
 		return 0
 	}
 	return *s.Gate
+}
+
+// emptying is 0 where no deletion has begun.
+func (s *Status) emptying() int64 {
+	if s.Emptying == nil {
+		return 0
+	}
+	return *s.Emptying
 }
 
 // Renew prolongs leases and tells which lanes are still the caller's. Lanes
@@ -303,6 +314,7 @@ func (s *Store) Statuses(ctx context.Context, lanes []int64) ([]Status, error) {
 	var found []Status
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT lane_id, lease_token, wake, held, gate_sequence, deleted_sequence, tainted_to, snapshot_sequence,
+			emptying_sequence,
 			EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds
 		FROM {lanes} l WHERE lane_id {in_ids}`), ids); err != nil {
 		return nil, fmt.Errorf("look at held lanes: %w", err)

@@ -75,6 +75,8 @@ type Event struct {
 	// Taken tells that its worker took it before it was assigned in the
 	// database: that may still be to be done.
 	Taken bool `db:"-"`
+	// Emptying tells of a deletion that this attempt of it began to delete.
+	Emptying bool `db:"-"`
 
 	parsed events.Event // what Data says, where it was read already
 	token  int64        // of the lease under which it was taken

@@ -22,6 +22,7 @@ type LaneState struct {
 	DeletedSequence  int64  `db:"deleted_sequence"`
 	TaintedTo        int64  `db:"tainted_to"`
 	SnapshotSequence int64  `db:"snapshot_sequence"`
+	Emptying         *int64 `db:"emptying_sequence"`
 	Holds            bool   `db:"holds"`
 	// LeasedBy names the lane's holder, whose lease may have lapsed.
 	LeasedBy *string `db:"leased_by"`
@@ -43,7 +44,7 @@ func (l *LaneState) Current(token, wake int64) bool {
 }
 
 func (l *LaneState) plain() bool {
-	return !l.Held && l.Gate == nil && !l.Holds && !l.Copying && l.LapseCount == 0
+	return !l.Held && l.Gate == nil && l.Emptying == nil && !l.Holds && !l.Copying && l.LapseCount == 0
 }
 
 func (l *LaneState) status() Status {
@@ -171,7 +172,7 @@ const leaveFor = time.Second / 5
 
 // laneStateColumns are of a lane l.
 const laneStateColumns = `l.lane_id, l.service_id, l.environment_id, l.lease_token, l.read_from, l.lapse_count,
-	l.wake, l.held, l.gate_sequence, l.deleted_sequence, l.tainted_to, l.snapshot_sequence, l.leased_by,
+	l.wake, l.held, l.gate_sequence, l.deleted_sequence, l.tainted_to, l.snapshot_sequence, l.emptying_sequence, l.leased_by,
 	l.ready_at IS NULL AS idle, coalesce(l.leased_until < {now}, false) AS lapsed,
 	EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds,
 	EXISTS (SELECT 1 FROM {copies} c WHERE c.source_lane = l.lane_id AND c.state <> 'ended')
@@ -298,7 +299,7 @@ func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64
 	err = tx.SelectContext(ctx, &claimed, s.leaseThose(`
 		SELECT l.lane_id FROM {lanes} l JOIN {rows v(lane_id bigint, lease_token bigint)}
 		ON l.lane_id = v.lane_id AND l.lease_token = v.lease_token
-		WHERE l.ready_at IS NULL AND l.leased_by IS NULL AND NOT l.held AND l.gate_sequence IS NULL
+		WHERE l.ready_at IS NULL AND l.leased_by IS NULL AND NOT l.held AND l.gate_sequence IS NULL AND l.emptying_sequence IS NULL
 		ORDER BY l.lane_id `+s.skipLocked("l")), p.look.Worker, p.look.Lease.Microseconds(), encoded)
 	return claimed, err
 }

@@ -139,12 +139,8 @@ func (s *Subscriber) finished(r *result) {
 	if st.Ends() {
 		s.pacing.flow.n++
 	}
-	if st.Kind == Complete && st.Event.Type == events.EnvironmentDeletedType && st.Outcome != Superseded {
-		if lowest := l.schedule.lowest(); lowest > 0 {
-			s.store.Refind(lowest) // taken events before it are superseded, too
-		}
-		l.schedule.supersede(st.Event.Sequence)
-		l.status.DeletedSequence = max(l.status.DeletedSequence, st.Event.Sequence)
+	if st.Event.Type == events.EnvironmentDeletedType {
+		s.deletionFinished(l, st)
 	}
 	if st.blocks() {
 		l.status.Held = true
@@ -155,6 +151,26 @@ func (s *Subscriber) finished(r *result) {
 	if s.lanes[l.LaneID] == l {
 		s.enqueue(l)
 	}
+}
+
+// deletionFinished takes what comes before a deletion out of its lane that
+// completed, or will be tried again after it began. The mutex is held.
+func (s *Subscriber) deletionFinished(l *lane, st *Settlement) {
+	if st.Ends() {
+		l.status.Emptying = nil
+	}
+	switch {
+	case st.Kind == Complete && st.Outcome != Superseded:
+		l.status.DeletedSequence = max(l.status.DeletedSequence, st.Event.Sequence)
+	case st.Event.Emptying && !st.Ends():
+		l.status.Emptying = &st.Event.Sequence
+	default:
+		return
+	}
+	if lowest := l.schedule.lowest(); lowest > 0 {
+		s.store.Refind(lowest) // taken events before it belong into the database, too
+	}
+	l.schedule.supersede(st.Event.Sequence)
 }
 
 // enqueueSlow lets slow lanes try for a slot that one of them gave up.

@@ -257,7 +257,7 @@ func (e *entry) orders(later *entry) bool {
 	return slices.ContainsFunc(e.resources, func(r string) bool { return slices.Contains(later.resources, r) })
 }
 
-// supersede forgets what a completed deletion of that sequence ended.
+// supersede forgets what comes before a deletion that completed or has begun.
 func (s *schedule) supersede(deleted int64) {
 	for _, e := range slices.Clone(s.pending) {
 		if e.event.Sequence < deleted {

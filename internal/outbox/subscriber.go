@@ -325,6 +325,7 @@ func (s *Subscriber) begin(l *lane, e *entry) bool {
 		Event:           e.event,
 		MayHaveRun:      e.event.RecordedCount > 0 || e.event.Sequence <= l.status.TaintedTo,
 		DeletedSequence: l.status.DeletedSequence,
+		Token:           l.Token,
 		Started:         e.started,
 		lane:            l,
 	}

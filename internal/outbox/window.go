@@ -11,6 +11,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/database"
 )
 
@@ -31,7 +32,7 @@ const windowChunk = 16
 
 // Read reads the next events of held lanes in sequence: those above the
 // reading position, and those that were requeued below it. Events above a
-// gate aren't given out.
+// gate aren't given out, nor those below a deletion that has begun.
 func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) {
 	var found []*Event
 	if s.db.Dialect == database.PostgreSQL {
@@ -52,7 +53,9 @@ func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) 
 		var args []any
 		for i, r := range chunk {
 			texts[i] = windowOf(`?`, `?`, `?`, `?`)
-			args = append(args, r.LaneID, r.After, r.LaneID, r.Limit, r.LaneID, r.After, r.LaneID, r.Limit+r.Known)
+			args = append(args,
+				r.LaneID, r.After, r.LaneID, r.LaneID, r.Limit,
+				r.LaneID, r.After, r.LaneID, r.LaneID, r.Limit+r.Known)
 		}
 		var part []*Event
 		if err := s.db.SelectContext(ctx, &part, s.db.SQL(strings.Join(texts, ` UNION ALL `)), args...); err != nil {
@@ -65,18 +68,19 @@ func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) 
 
 // windowOf is the query for one lane's next events.
 func windowOf(lane, after, mostFresh, mostRequeued string) string {
-	below := `sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ` + lane + `), 9223372036854775807)`
+	between := `sequence < coalesce((SELECT gate_sequence FROM {lanes} WHERE lane_id = ` + lane + `), 9223372036854775807)
+			AND sequence >= coalesce((SELECT emptying_sequence FROM {lanes} WHERE lane_id = ` + lane + `), 0)`
 	const copying = `(EXISTS (SELECT 1 FROM {copies} WHERE source_lane = lane_id AND state <> 'ended')
 		OR EXISTS (SELECT 1 FROM {copies} WHERE target_lane = lane_id AND state <> 'ended')) AS copying`
 	return `
 		SELECT * FROM (SELECT ` + eventColumns + `, ` + copying + ` FROM {outbox}
 			WHERE lane_id = ` + lane + ` AND sequence > ` + after + ` AND state IN ('available', 'running') AND NOT parked
-			AND ` + below + ` ORDER BY sequence LIMIT ` + mostFresh + `) AS fresh
+			AND ` + between + ` ORDER BY sequence LIMIT ` + mostFresh + `) AS fresh
 		UNION ALL
 		SELECT * FROM (SELECT ` + eventColumns + `, ` + copying + ` FROM {outbox}
 			WHERE lane_id = ` + lane + ` AND sequence <= ` + after + ` AND requeued
 			AND state IN ('available', 'running') AND NOT parked
-			AND ` + below + ` ORDER BY sequence LIMIT ` + mostRequeued + `) AS requeued`
+			AND ` + between + ` ORDER BY sequence LIMIT ` + mostRequeued + `) AS requeued`
 }
 
 type hold struct {
@@ -214,6 +218,13 @@ func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error 
 	if _, err := tx.ExecContext(ctx, s.db.SQL(`DELETE FROM {holds} WHERE sequence {in_ids}`), ids); err != nil {
 		return err
 	}
+	for _, e := range ended {
+		if e.Type == events.EnvironmentDeletedType {
+			if err := s.endEmptying(ctx, tx, e); err != nil {
+				return err
+			}
+		}
+	}
 	if err := s.exec(ctx, tx, `
 		UPDATE {outbox} SET parked = false, requeued = true
 		WHERE parked AND next_attempt_at IS NULL AND state = 'available' AND sequence `+s.db.In(`
@@ -241,6 +252,25 @@ func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error 
 		}
 	}
 	return s.wakeLanes(ctx, tx, lanes)
+}
+
+// endEmptying lets what is left before a deletion that had begun start again: it
+// wasn't read meanwhile.
+func (s *Store) endEmptying(ctx context.Context, tx *sqlx.Tx, deletion *Event) error {
+	result, err := tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {lanes} SET emptying_sequence = NULL WHERE lane_id = ? AND emptying_sequence = ?`),
+		deletion.LaneID, deletion.Sequence)
+	if err != nil {
+		return err
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {outbox} SET requeued = true
+		WHERE lane_id = ? AND sequence < ? AND state IN ('available', 'running') AND NOT parked`),
+		deletion.LaneID, deletion.Sequence)
+	return err
 }
 
 // wakeLanes says that lanes have something new to read.
