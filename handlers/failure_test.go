@@ -226,6 +226,40 @@ func TestARetryOfAnEventThatOnceWasDeniedAloneBlocksABrokenIntegration(t *testin
 	})
 }
 
+// What a probe showed before a pause says nothing about the account after it.
+func TestAnEventThatAloneIsDeniedBlocksWhatBrokeDuringAPause(t *testing.T) {
+	eachRefused(t, func(t *testing.T, p *stage.Place) {
+		p.Config.RetryBase = time.Hour
+		if err := p.AWS.DenyKMS(p.Bucket, "media/a.txt"); err != nil {
+			t.Fatal(err)
+		}
+		stop := p.Start()
+		denied := p.Publish(p.Upload("m1", "a.txt", "one"))
+		p.Await("the event's denial alone", func() bool { return p.Event(denied).State == "retryable" })
+		stop()
+		ctx := t.Context()
+		if err := p.Settings.Pause(ctx, p.Service, p.Environment, "test", "test"); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.AWS.ChangeRole(p.Role, func(r *awslocal.Role) { r.Policy = "" }); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Settings.Resume(ctx, p.Service, p.Environment, "test", "test"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.DB.ExecContext(ctx, p.DB.SQL(`UPDATE {outbox} SET next_attempt_at = 0 WHERE next_attempt_at > 0`)); err != nil {
+			t.Fatal(err)
+		}
+		finish(p.Stage)
+		if e := p.Event(denied); e.State != "available" {
+			t.Errorf("the event is %s, although its whole integration is denied", e)
+		}
+		if state := p.Integration().State; state != integration.Blocked {
+			t.Errorf("the integration is %s", state)
+		}
+	})
+}
+
 func TestWithoutAnyIntegrationAnEventIsSkipped(t *testing.T) {
 	eachStage(t, func(t *testing.T, s *stage.Stage) {
 		nobody := &stage.Place{Stage: s, Service: "SERVICE#nobody"}

@@ -11,16 +11,13 @@ import (
 	"github.com/ownbucket/ownbucket/handlers"
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/integration"
 	"github.com/ownbucket/ownbucket/internal/ledger"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
-const (
-	// longestDelay between two attempts of an event.
-	longestDelay = 12 * time.Hour
-	// deniedAttempts is how often an event is tried that alone is denied.
-	deniedAttempts = 3
-)
+// longestDelay between two attempts of an event.
+const longestDelay = 12 * time.Hour
 
 // attempt carries a handler's result from the innermost to the outermost.
 type attempt struct {
@@ -100,11 +97,11 @@ func (w *Worker) failed(ctx context.Context, a *attempt, f *failure.Error) outbo
 			return w.transient(a, failure.Of(err))
 		case !alone:
 			return outbox.Verdict{Kind: outbox.Yield, Failure: f, Denied: true}
-		case e.DeniedCount+1 >= deniedAttempts:
+		case e.DeniedCount+1 >= integration.DeniedAttempts:
 			return a.dead(failure.New(failure.Permanent, failure.Denied,
 				"the customer's account denies this event alone, its other events pass: %w", f).WithRequestID(f.RequestID))
 		}
-		return outbox.Verdict{Kind: outbox.Retry, Failure: f, Denied: true, Delay: w.backoff(e.DeniedCount + 1)}
+		return outbox.Verdict{Kind: outbox.Retry, Failure: f, Denied: true, Delay: w.backoff(integration.DeniedBackoff + e.DeniedCount)}
 	default:
 		return w.transient(a, f)
 	}
@@ -118,14 +115,15 @@ func (w *Worker) transient(a *attempt, f *failure.Error) outbox.Verdict {
 	return outbox.Verdict{Kind: outbox.Retry, Failure: f, Delay: w.backoff(failures)}
 }
 
-// deniedAlone tells whether the integration's probe has passed since this
-// event was denied: then it is this event that is denied, not the integration.
+// deniedAlone tells whether a probe of the integration, as it is now, has passed
+// since this event was denied: then it is this event that is denied, not the
+// integration.
 func (w *Worker) deniedAlone(ctx context.Context, e *outbox.Event) (bool, error) {
 	if e.DeniedAt == nil {
 		return false, nil
 	}
 	found, ok, err := w.settings.Of(ctx, e.LaneID)
-	return ok && found.ProbePassedAt.UnixMicro() > *e.DeniedAt, err
+	return ok && found.GrantedSince(*e.DeniedAt), err
 }
 
 // unsettled judges an event whose end could not be written.

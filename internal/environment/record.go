@@ -10,16 +10,13 @@ import (
 
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/integration"
 	"github.com/ownbucket/ownbucket/internal/ledger"
 )
 
-const (
-	// deniedAttempts is how often an item is tried that alone is denied.
-	deniedAttempts = 3
-	// afterEvent is when an item is looked at again whose source an unfinished
-	// event may just be changing.
-	afterEvent = time.Second
-)
+// afterEvent is when an item is looked at again whose source an unfinished
+// event may just be changing.
+const afterEvent = time.Second
 
 // end ends an item that failed and that the caller still has.
 func (s *Store) end(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error) (bool, error) {
@@ -95,13 +92,13 @@ func (s *Store) recordDenial(ctx context.Context, tx *sqlx.Tx, it *item, f *fail
 	switch {
 	case !exists, it.readsElsewhere(bucket.KeyPrefix(target.Prefix, ""), f.Code):
 		return s.fail(ctx, tx, it, f)
-	case it.DeniedAt == nil || target.ProbePassedAt.UnixMicro() <= *it.DeniedAt:
+	case it.DeniedAt == nil || !target.GrantedSince(*it.DeniedAt):
 		if err := s.settings.BlockTx(ctx, tx, it.TargetLane, f.Code, f.Error()); err != nil {
 			return err
 		}
 		return s.putOffDenied(ctx, tx, it, f, 0, 0)
-	case it.DeniedCount+1 < deniedAttempts:
-		return s.putOffDenied(ctx, tx, it, f, 1, s.options.Backoff(it.DeniedCount+1))
+	case it.DeniedCount+1 < integration.DeniedAttempts:
+		return s.putOffDenied(ctx, tx, it, f, 1, s.options.Backoff(integration.DeniedBackoff+it.DeniedCount))
 	}
 	return s.fail(ctx, tx, it, failure.New(failure.Permanent, failure.Denied,
 		"the customer's account denies this copy alone: %w", f).WithRequestID(f.RequestID))

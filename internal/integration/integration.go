@@ -49,6 +49,22 @@ type Integration struct {
 	Locked        bool  `db:"-" json:"locked"`
 }
 
+// DeniedAttempts is how often an event or a copy is tried that alone is denied,
+// and the first gap between those attempts is as that after DeniedBackoff failures:
+// what a customer changes about a role or key takes some seconds to spread (AWS:
+// "Changes that I make are not always immediately visible").
+const (
+	DeniedAttempts = 3
+	DeniedBackoff  = 5
+)
+
+// GrantedSince tells whether a probe has passed since that moment, in
+// microseconds, and nothing was changed after it: neither the settings, nor by a
+// pause or its end.
+func (i Integration) GrantedSince(moment int64) bool {
+	return i.ProbePassedAt.UnixMicro() > moment && i.ProbePassedAt.After(i.UpdatedAt)
+}
+
 // MarshalJSON adds what is derived. Of the external ID it tells only whether
 // there is one.
 func (i Integration) MarshalJSON() ([]byte, error) {

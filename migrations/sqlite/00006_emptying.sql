@@ -3,7 +3,7 @@
 
 -- +goose Up
 -- The EnvironmentDeleted that has begun to empty the directory, and has not
--- ended: no event below starts.
+-- ended: no event below starts, nor is it requeued before that end.
 ALTER TABLE lanes ADD COLUMN emptying_sequence integer;
 
 -- +goose Down
