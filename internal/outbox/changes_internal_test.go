@@ -229,3 +229,26 @@ func TestALookThatIsTriedAgainHasAllItsRoom(t *testing.T) {
 		}
 	}
 }
+
+// What must be looked up before an event of a lane starts keeps every worker from
+// taking its events past the database.
+func TestALaneOfWhichSomethingMustBeLookedUpIsNotTaken(t *testing.T) {
+	t.Parallel()
+	sequence := int64(1)
+	for name, l := range map[string]LaneState{
+		"held":                         {Held: true},
+		"waiting for a snapshot":       {Gate: &sequence},
+		"with a deletion that began":   {Emptying: &sequence},
+		"with parked events":           {Holds: true},
+		"with copies":                  {Copying: true},
+		"of which a worker has lapsed": {Lane: Lane{LapseCount: 1}},
+	} {
+		l.Idle = true
+		if l.Free() || l.Current(l.Token, l.Wake) {
+			t.Errorf("a lane %s: free %t, current %t", name, l.Free(), l.Current(l.Token, l.Wake))
+		}
+	}
+	if l := (&LaneState{Idle: true}); !l.Free() || !l.Current(0, 0) {
+		t.Error("an idle lane can't be taken")
+	}
+}
