@@ -3,6 +3,7 @@ package environment
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/jmoiron/sqlx"
 
@@ -36,7 +37,8 @@ func (s *Store) Delete(ctx context.Context, d *outbox.Delivery) (string, error) 
 	if err != nil {
 		return "", err
 	}
-	if err := empty(ctx, b, settings.KeyPrefix(), func() error { return s.beginEmptying(ctx, d) }); err != nil {
+	begin := sync.OnceValue(func() error { return s.beginEmptying(ctx, d) })
+	if err := empty(ctx, b, settings.KeyPrefix(), begin); err != nil {
 		return "", err
 	}
 	return outbox.Done, nil
@@ -87,9 +89,9 @@ func (s *Store) beginEmptying(ctx context.Context, d *outbox.Delivery) error {
 }
 
 // empty deletes what is below the prefix, page by page, until a listing from
-// the beginning finds nothing. Before the first page it begins.
+// the beginning finds nothing. It begins before each page: once is enough.
 func empty(ctx context.Context, b *bucket.Bucket, prefix string, begin func() error) error {
-	for found, begun := true, false; found; {
+	for found := true; found; {
 		found = false
 		for token, next := "", ""; ; token = next {
 			page, following, err := b.List(ctx, prefix, token)
@@ -98,11 +100,8 @@ func empty(ctx context.Context, b *bucket.Bucket, prefix string, begin func() er
 			}
 			if len(page) > 0 {
 				found = true
-				if !begun {
-					if err := begin(); err != nil {
-						return err
-					}
-					begun = true
+				if err := begin(); err != nil {
+					return err
 				}
 				if err := deletePage(ctx, b, page); err != nil {
 					return err
@@ -157,9 +156,9 @@ func (s *Store) awaitCopies(ctx context.Context, e *outbox.Event) error {
 // joinBefore gives copies from the environment the media that events have
 // kept from joining. Events that only wait for their next attempt, or for the
 // end of this deletion because it has begun, will be superseded: what the ledger
-// has now is what there will be. Those that can
-// run do so first, while the deletion waits; it tells whether there are any. Those
-// that lack what the deletion has kept from being copied wait for it (awaitDeletion).
+// has now is what there will be. Those that can run do so first, while the
+// deletion waits; it tells whether there are any. Those that lack what the
+// deletion has kept from being copied wait for it (awaitDeletion).
 func (s *Store) joinBefore(ctx context.Context, e *outbox.Event) (runnable bool, err error) {
 	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		if err := s.lockLanes(ctx, tx, e.LaneID); err != nil {

@@ -299,7 +299,8 @@ func (s *Store) claim(ctx context.Context, tx *sqlx.Tx, p *placing, free []int64
 	err = tx.SelectContext(ctx, &claimed, s.leaseThose(`
 		SELECT l.lane_id FROM {lanes} l JOIN {rows v(lane_id bigint, lease_token bigint)}
 		ON l.lane_id = v.lane_id AND l.lease_token = v.lease_token
-		WHERE l.ready_at IS NULL AND l.leased_by IS NULL AND NOT l.held AND l.gate_sequence IS NULL AND l.emptying_sequence IS NULL
+		WHERE l.ready_at IS NULL AND l.leased_by IS NULL AND NOT l.held
+			AND l.gate_sequence IS NULL AND l.emptying_sequence IS NULL
 		ORDER BY l.lane_id `+s.skipLocked("l")), p.look.Worker, p.look.Lease.Microseconds(), encoded)
 	return claimed, err
 }
