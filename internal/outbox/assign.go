@@ -56,6 +56,9 @@ type Assigned struct {
 	// they take long. Claimed has the lanes that were leased for some.
 	Taken   []*Event
 	Claimed []*LaneState
+	// Lost has the lanes of which the worker took events before, and that are no
+	// longer its own: it has to let those events go before it looks again.
+	Lost []Holding
 	// Left counts the events that were left for other workers: looks find them
 	// until those have ended them, or it takes too long.
 	Left int
@@ -150,11 +153,40 @@ func (s *Store) assign(ctx context.Context, look Look, find func(*sqlx.Tx, *batc
 	for env, laneID := range b.known {
 		s.lanes[env] = laneID
 	}
+	s.note(b.done.Taken)
 	return b, nil
+}
+
+// note remembers under which leases events were taken. The mutex is held.
+func (s *Store) note(taken []*Event) {
+	for _, e := range taken {
+		s.took[e.LaneID] = e.token
+	}
+}
+
+// lost are those of the lanes that have had another holder since events of them
+// were taken. What becomes of those events is not for this worker any more, and
+// its looks have passed them: they must find them again before they put anything
+// there that comes after.
+func (s *Store) lost(lanes map[int64]*LaneState) map[int64]int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lost := make(map[int64]int64)
+	for laneID, l := range lanes {
+		if token, took := s.took[laneID]; took && token != l.Token {
+			lost[laneID] = token
+		}
+	}
+	return lost
 }
 
 // findAgain makes the next look find what could not be taken. The mutex is held.
 func (s *Store) findAgain(b *batch) {
+	for laneID, token := range b.lost {
+		delete(s.took, laneID)
+		s.refind(0)
+		b.done.Lost, b.done.More = append(b.done.Lost, Holding{LaneID: laneID, Token: token}), true
+	}
 	for _, a := range b.refused {
 		s.refind(a.Sequence)
 		b.done.More = true
@@ -226,7 +258,10 @@ type batch struct {
 	found   []*assignment
 	highest int64
 	left    int64         // the first event that is for another worker to find; 0 if none
-	refused []*assignment // could not be taken after all
+	refused []*assignment // could not be placed after all
+	// lost has the lanes that have had another holder since the worker took
+	// events of them, by the token that it had.
+	lost map[int64]int64
 	// copying has the environments of events that create one. All that is found
 	// of them is written.
 	copying map[environment]bool

@@ -252,3 +252,23 @@ func TestALaneOfWhichSomethingMustBeLookedUpIsNotTaken(t *testing.T) {
 		t.Error("an idle lane can't be taken")
 	}
 }
+
+// Whose lane was taken over, as a look learns, lets go of all that it has of it:
+// the next look finds that again, instead of what comes after it alone.
+func TestALaneThatALookFindsToBeLostIsLetGo(t *testing.T) {
+	t.Parallel()
+	for name, token := range map[string]int64{"lost": 1, "leased again since": 0} {
+		s, l := holding(t)
+		s.store.sweep.passed = 9
+		l.schedule.add(event(4, "a"), false)
+		began := time.Now()
+		s.looked(t.Context(), Look{}, Assigned{Lost: []Holding{{LaneID: 1, Token: token}}, More: true}, began, true)
+		if lost := l.Token == token; (s.lanes[1] == nil) != lost || (l.ctx.Err() != nil) != lost || (s.store.sweep.passed < 4) != lost {
+			t.Errorf("%s: it has the lane: %t (%v), and the next look begins above %d",
+				name, s.lanes[1] != nil, l.ctx.Err(), s.store.sweep.passed)
+		}
+		if carried := s.carried(0); len(carried) > 0 && l.Token == token {
+			t.Errorf("%s: it carries %v", name, carried)
+		}
+	}
+}

@@ -169,9 +169,13 @@ func (s *Subscriber) busy() bool {
 func (s *Subscriber) lose(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lanes[l.LaneID] != l {
-		return
+	if s.lanes[l.LaneID] == l {
+		s.drop(l)
 	}
+}
+
+// drop is lose for a lane that is there. The mutex is held.
+func (s *Subscriber) drop(l *lane) {
 	delete(s.lanes, l.LaneID)
 	l.end(ErrLeaseLost)
 	s.findLetGo()

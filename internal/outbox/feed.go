@@ -80,6 +80,11 @@ func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
 func (s *Subscriber) looked(work context.Context, look Look, done Assigned, began time.Time, succeeded bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, lost := range done.Lost {
+		if l := s.lanes[lost.LaneID]; l != nil && l.Token == lost.Token {
+			s.drop(l)
+		}
+	}
 	s.feed(work, done, began)
 	for _, l := range s.lanes {
 		if l.feeding && l.refill {

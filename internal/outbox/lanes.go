@@ -244,13 +244,16 @@ func (s *Store) renew(ctx context.Context, held []Holding, lease time.Duration, 
 
 // Release gives lanes back. A lane that was drained sleeps until it is woken,
 // unless that happened since its holder looked. Events that the holder took
-// and didn't finish are assigned, so that the next one reads them.
+// and didn't finish are assigned, so that the next one reads them. It changes
+// nothing about lanes that the caller has lost, nor about their events: what came
+// before them may be nowhere but in its memory, or not even there any more.
 func (s *Store) Release(ctx context.Context, held []Holding, taken []*Event) error {
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		if _, err := s.lockLanes(ctx, tx, heldIDs(held), false); err != nil {
+	var leases map[int64]lease
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) (err error) {
+		if leases, err = s.fence(ctx, tx, held, exclusive); err != nil {
 			return err
 		}
-		if err := s.writeTaken(ctx, tx, taken, toBeRead); err != nil {
+		if err := s.writeTaken(ctx, tx, stillHeld(taken, held, leases), toBeRead); err != nil {
 			return err
 		}
 		return s.exec(ctx, tx, `
@@ -262,6 +265,13 @@ func (s *Store) Release(ctx context.Context, held []Holding, taken []*Event) err
 	})
 	if err != nil {
 		return fmt.Errorf("give lanes back: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range held {
+		if leases[h.LaneID].Token == h.Token && s.took[h.LaneID] == h.Token {
+			delete(s.took, h.LaneID)
+		}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/ownbucket/ownbucket/events"
@@ -93,6 +94,88 @@ func TestNothingIsWrittenIntoALaneThatWasTakenOverMeanwhile(t *testing.T) {
 	if got := sequences(w.read(lane.LaneID)); !slices.Equal(got, list) {
 		t.Errorf("the heir finds %v, want %v", got, list)
 	}
+}
+
+// Who stood still for longer than its lease doesn't know that it has lost a lane:
+// its looks have passed what it took there, and its heir may not have found it
+// yet.
+func TestWhoLostALaneWritesNothingAheadOfWhatItHadTaken(t *testing.T) {
+	each(t, func(w *world) {
+		for name, carries := range map[string]bool{"forgot what it took": false, "still carries it": true} {
+			list := w.publish(name, touch("a"))
+			lane := w.take("old").Claimed[0].Lane
+			for range 3 { // what was seen counts as passed from the second look on
+				w.take("old", list...)
+			}
+			if w.store.Passed() < list[0] {
+				w.t.Fatalf("%s: looks begin above %d, and %d was taken", name, w.store.Passed(), list[0])
+			}
+			w.lapse(lane.LaneID)
+			if lanes, err := w.another().TakeOver(w.t.Context(), "heir", 10, lease); err != nil || len(lanes) != 1 {
+				w.t.Fatal(lanes, err)
+			}
+			list = append(list, w.publish(name, touch("a"))...)
+			w.exec(`UPDATE {outbox} SET created_at = created_at - ?`, time.Minute.Microseconds()) // else the heir is given time
+
+			var carried []int64
+			if carries {
+				carried = list[:1]
+			}
+			got := w.take("old", carried...)
+			if found := sequences(w.read(lane.LaneID)); len(found) > 0 && found[0] != list[0] {
+				w.t.Fatalf("%s: the heir begins with %v, and %d comes first", name, found, list[0])
+			}
+			want := []outbox.Holding{{LaneID: lane.LaneID, Token: lane.Token}}
+			if diff := cmp.Diff(want, got.Lost); diff != "" || !got.More {
+				w.t.Errorf("%s: lost (-want +got):\n%s, more: %t", name, diff, got.More)
+			}
+			if got := w.take("old"); len(got.Lost) > 0 {
+				w.t.Errorf("%s: it loses %v once more", name, got.Lost)
+			}
+			if found := sequences(w.read(lane.LaneID)); !slices.Equal(found, list) {
+				w.t.Errorf("%s: the heir finds %v, want %v", name, found, list)
+			}
+		}
+	})
+}
+
+// What it had finished, and could not settle, comes first and is not in its
+// memory any more.
+func TestWhoLostALaneGivesNothingBackThere(t *testing.T) {
+	each(t, func(w *world) {
+		list := w.publish("s", touch("a"), touch("a"))
+		found := w.take("old")
+		lane := found.Claimed[0].Lane
+		w.lapse(lane.LaneID)
+		heir := w.takeOver("heir")[0]
+		w.settleEvent(lane, found.Taken[0], done)
+		if err := w.store.Release(w.t.Context(), []outbox.Holding{holdingOf(lane)}, found.Taken[1:]); err != nil {
+			w.t.Fatal(err)
+		}
+		if got := w.assigned(); len(got) > 0 {
+			w.t.Errorf("%v are written, and %d comes first", got, list[0])
+		}
+		if _, lost, err := w.store.Renew(w.t.Context(), []outbox.Holding{holdingOf(heir)}, lease); err != nil || len(lost) > 0 {
+			w.t.Errorf("the heir has lost %v: %v", lost, err)
+		}
+	})
+}
+
+// The clock may be set back between two events.
+func TestWhatFollowsAnEventThatIsLeftForItsHolderIsLeftToo(t *testing.T) {
+	each(t, func(w *world) {
+		list := w.publish("s", touch("a"), touch("a"))
+		w.take("holder")
+		w.exec(`UPDATE {outbox} SET created_at = created_at + ?`, time.Hour.Microseconds())
+		w.exec(`UPDATE {outbox} SET created_at = 1 WHERE sequence = ?`, list[1])
+		done, err := w.another().Assign(w.t.Context(), outbox.Look{Worker: "other", Lease: lease, Take: takeFree})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if got := w.assigned(); len(got) > 0 || done.Left != 2 {
+			w.t.Errorf("%v are written, %d left", got, done.Left)
+		}
+	})
 }
 
 // The snapshot would be taken without what the other holder has yet to find.

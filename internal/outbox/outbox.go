@@ -153,6 +153,9 @@ type Store struct {
 	lanes map[environment]int64 // lane IDs never change
 	sweep sweep
 	pass  *pass // nil where none is under way
+	// took has, for each lane of which events were taken and that wasn't given
+	// back since, the token of its lease.
+	took map[int64]int64
 
 	stretch int // of a pass
 }
@@ -178,7 +181,7 @@ func environmentRows(list iter.Seq[environment]) []environmentRow {
 
 // New returns the outbox of that database.
 func New(db *database.DB, recorder Recorder) *Store {
-	return &Store{db: db, recorder: recorder, lanes: make(map[environment]int64), stretch: passStretch}
+	return &Store{db: db, recorder: recorder, lanes: make(map[environment]int64), took: make(map[int64]int64), stretch: passStretch}
 }
 
 // rows encodes the argument of a {rows …} table or an {ids} list.

@@ -66,6 +66,9 @@ func (s *Store) Peek(ctx context.Context, look Look) (done Assigned, ok bool, er
 		done.Taken = append(done.Taken, a.taken(f.Token))
 	}
 	done.AtEnd = look.Ahead
+	s.mu.Lock()
+	s.note(done.Taken)
+	s.mu.Unlock()
 	return done, len(done.Taken) > 0 && len(found) < peekMost, nil
 }
 

@@ -71,7 +71,8 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 	if err != nil {
 		return err
 	}
-	p := &placing{batch: b, lanes: lanes, now: now, behind: make(map[int64]bool)}
+	b.lost = s.lost(lanes)
+	p := &placing{batch: b, lanes: lanes, now: now, behind: make(map[int64]bool), beyond: make(map[int64]bool)}
 	if b.look.Take != nil {
 		p.room = b.look.Take()
 	}
@@ -88,11 +89,12 @@ func (s *Store) place(ctx context.Context, tx *sqlx.Tx, b *batch) error {
 	if err != nil {
 		return err
 	}
-	if len(moved) > 0 && len(p.copying) > 0 { // a snapshot must see all that comes before it
+	if len(moved)+len(p.lost) > 0 && len(p.copying) > 0 { // a snapshot must see all that comes before it
 		p.refused = p.found
 		return nil
 	}
-	p.refused, p.written = split(p.written, func(a *assignment) bool { return moved[a.event.LaneID] })
+	refused, written := split(p.written, func(a *assignment) bool { return moved[a.event.LaneID] })
+	p.refused, p.written = append(p.refused, refused...), written
 	if err := s.write(ctx, tx, p.written, toBeRead); err != nil {
 		return err
 	}
@@ -122,13 +124,18 @@ type placing struct {
 	// room tells whether the worker takes an event of a lane; nil if it takes none.
 	room func(*LaneState) bool
 	// behind: a written event of the lane comes first and must be read first.
-	behind         map[int64]bool
+	behind map[int64]bool
+	// beyond: an earlier event of the lane is left for its holder.
+	beyond         map[int64]bool
 	taken, written []*assignment
 }
 
 func (p *placing) decide(a *assignment) {
 	lane := p.lanes[a.event.LaneID]
+	_, lost := p.lost[lane.LaneID]
 	switch {
+	case lost:
+		p.refused = append(p.refused, a)
 	case a.State == Dead:
 		p.written = append(p.written, a)
 	case p.copying[a.environment]:
@@ -142,6 +149,7 @@ func (p *placing) decide(a *assignment) {
 	case p.look.Ahead && p.heldByOther(lane):
 		p.hidden[a.environment] = true
 	case p.leaves(lane, a):
+		p.beyond[lane.LaneID] = true
 		p.done.Left++
 		if p.left == 0 {
 			p.left = a.Sequence
@@ -157,9 +165,11 @@ func (p *placing) takes(lane *LaneState, a *assignment) bool {
 }
 
 // leaves tells whether the event is left for another worker, which holds the
-// lane, to find: for a while, and not behind one that is written.
+// lane, to find: for a while, and not behind one that is written. What follows
+// it is left, too, whatever the clock said when that was published.
 func (p *placing) leaves(lane *LaneState, a *assignment) bool {
-	return !p.all && !p.behind[lane.LaneID] && p.heldByOther(lane) && a.event.CreatedAt > p.now-leaveFor.Microseconds()
+	return !p.all && !p.behind[lane.LaneID] && p.heldByOther(lane) &&
+		(p.beyond[lane.LaneID] || a.event.CreatedAt > p.now-leaveFor.Microseconds())
 }
 
 func (p *placing) heldByOther(lane *LaneState) bool {
