@@ -46,6 +46,8 @@ type crew struct {
 	traps  []*trap
 	late   []*http.Request // of frozen workers, on their way
 	faults []string
+	// befell says what befell whom, and when.
+	befell []string
 	// effects says when calls began that changed a bucket, by their event's
 	// sequence.
 	effects map[int64][]int64
@@ -86,6 +88,9 @@ func (c *crew) fault(format string, args ...any) {
 	c.faults = append(c.faults, fmt.Sprintf(format, args...))
 }
 
+// clock is the time of day as the database's columns have it.
+func clock() string { return fmt.Sprint(time.Now().UnixMicro()) }
+
 // effect notes a call that changed a bucket.
 func (c *crew) effect(sequence, began int64) {
 	c.mu.Lock()
@@ -107,7 +112,7 @@ func (c *crew) set(t trap) {
 }
 
 // spring tells what befalls a worker that is about to make a call.
-func (c *crew) spring(h *hand, changes bool) mishap {
+func (c *crew) spring(h *hand, req *http.Request) mishap {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.traps) == 0 || !c.alive[h] || h.thawed != nil {
@@ -115,13 +120,14 @@ func (c *crew) spring(h *hand, changes bool) mishap {
 	}
 	t := c.traps[0]
 	freezes := t.mishap == frozenBefore || t.mishap == frozenAfter
-	if freezes && !changes {
+	if freezes && !changesObject(req) {
 		return ""
 	}
 	if t.skip--; t.skip >= 0 {
 		return ""
 	}
 	c.traps = c.traps[1:]
+	c.befell = append(c.befell, fmt.Sprintf("%s %s was %s %s %s", clock(), h.name, t.mishap, req.Method, req.URL.Path))
 	switch {
 	case freezes && !c.anotherThan(h):
 		return "" // nobody could take over

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -43,7 +44,7 @@ func (h *hand) RoundTrip(req *http.Request) (*http.Response, error) {
 	if strings.HasPrefix(req.URL.Host, "sts.") {
 		return h.transport.RoundTrip(c.detour(req, req.Context()))
 	}
-	fate := c.spring(h, changesObject(req))
+	fate := c.spring(h, req)
 	switch fate {
 	case killedBefore:
 		h.kill()
@@ -128,6 +129,7 @@ func (h *hand) freeze() {
 		c.mu.Lock()
 		thawed := h.thawed
 		h.thawed, h.goesOn = nil, time.Now()
+		c.befell = append(c.befell, fmt.Sprintf("%s %s goes on", clock(), h.name))
 		c.mu.Unlock()
 		h.wire.thaw()
 		close(thawed)

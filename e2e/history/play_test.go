@@ -2,6 +2,7 @@ package history_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
@@ -241,14 +242,22 @@ func (c *cms) told() string {
 	return text.String()
 }
 
-// told is the history, and what became of its events.
+// told is the history, and what became of its events, by the time at which that
+// began.
 func (p *performance) told() string {
 	var attempts []string
 	if err := p.DB.Select(&attempts, p.DB.SQL(`
-		SELECT 'attempt of event ' || sequence || ' by ' || worker || ': ' || coalesce(error, 'done') FROM {attempts}
+		SELECT started_at || ' attempt of event ' || sequence || ' by ' || worker || ', ' || duration_us || ' us: ' || coalesce(error, 'done') FROM {attempts}
+		UNION ALL
+		SELECT started_at || ' event ' || sequence || ' by ' || worker || ', ' || duration_us || ' us: ' || outcome FROM {outbox}
+			WHERE started_at IS NOT NULL AND recorded_count = 0
 		UNION ALL
 		SELECT 'copy ' || copy_sequence || ' of ' || media_id || ': ' || state || ' ' || coalesce(error, '') FROM {copy_items}`)); err != nil {
 		attempts = append(attempts, err.Error())
 	}
+	p.crew.mu.Lock()
+	attempts = append(attempts, p.crew.befell...)
+	p.crew.mu.Unlock()
+	slices.Sort(attempts)
 	return p.cms.told() + p.Dump() + strings.Join(attempts, "\n")
 }
