@@ -147,6 +147,14 @@ func (s *Store) retry(ctx context.Context, tx *sqlx.Tx, sequences []int64) (int6
 	for _, laneID := range lanes {
 		woken[laneID] = true
 	}
+	// What was dead when it was found was never there to be read: what is read now
+	// may come before something that commits late.
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`
+		UPDATE {lanes} AS l SET last_sequence = v.sequence FROM (
+			SELECT lane_id, max(sequence) AS sequence FROM {outbox} WHERE sequence {in_ids} GROUP BY lane_id) AS v
+		WHERE l.lane_id = v.lane_id AND l.last_sequence < v.sequence`), ids); err != nil {
+		return 0, err
+	}
 	return int64(len(lanes)), s.wakeLanes(ctx, tx, woken)
 }
 

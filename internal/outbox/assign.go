@@ -95,7 +95,7 @@ type assignment struct {
 // assigns at a time; the others return at once with nothing done.
 func (s *Store) Assign(ctx context.Context, look Look) (Assigned, error) {
 	if look.Most == 0 {
-		look.Most = assignBatch
+		look.Most = s.batch
 	}
 	if look.Ahead {
 		return s.assignAhead(ctx, look)
@@ -317,7 +317,7 @@ func (s *Store) findForCopies(ctx context.Context, tx *sqlx.Tx, b *batch, among 
 	if len(b.copying) == 0 {
 		return nil
 	}
-	return s.selectFresh(ctx, tx, b, 0, last, assignBatch, nil, environmentRows(maps.Keys(b.copying)))
+	return s.selectFresh(ctx, tx, b, 0, last, s.batch, nil, environmentRows(maps.Keys(b.copying)))
 }
 
 // unassigned selects events above one sequence, and up to another, given twice.

@@ -6,6 +6,9 @@ const AssignBatch = assignBatch
 // WalkBy makes looks ahead walk over so many events at a time.
 func (s *Store) WalkBy(stretch int) { s.stretch = stretch }
 
+// Batch bounds looks.
+func (s *Store) Batch(most int) { s.batch = most }
+
 // KnowsHeld tells whether the worker has read that a lane is held.
 func (s *Subscriber) KnowsHeld(laneID int64) bool {
 	s.mu.Lock()

@@ -139,6 +139,37 @@ func TestWhoLostALaneWritesNothingAheadOfWhatItHadTaken(t *testing.T) {
 	})
 }
 
+// It may even get the lane again, once its heir has died before it looked.
+func TestWhoGotALostLaneAgainTakesNothingAheadOfWhatItHadTaken(t *testing.T) {
+	each(t, func(w *world) {
+		first := w.publish("s", touch("a"))
+		lane := w.take("w").Claimed[0].Lane
+		for range 3 { // what was seen counts as passed from the second look on
+			w.take("w", first...)
+		}
+		w.lapse(lane.LaneID)
+		heir := w.takeOver("heir")[0]
+		drained := outbox.Holding{LaneID: heir.LaneID, Token: heir.Token, SeenWake: w.status(heir.LaneID).Wake}
+		if err := w.another().Release(w.t.Context(), []outbox.Holding{drained}, nil); err != nil {
+			w.t.Fatal(err)
+		}
+		w.exec(`UPDATE {lanes} SET wake = wake + 1, ready_at = 1`) // as when its integration is resumed
+		if lanes := w.claim("w"); len(lanes) != 1 {
+			w.t.Fatalf("claimed %v", lanes)
+		}
+		w.publish("s", touch("a"))
+		got, ok, err := w.store.Peek(w.t.Context(), outbox.Look{
+			Worker: "w", Lease: lease, Take: takeAll, Carried: func(int64) []int64 { return []int64{} },
+		})
+		if err != nil || ok || len(got.Taken) > 0 {
+			w.t.Errorf("took %v (%t, %v), and %d comes first", sequences(got.Taken), ok, err, first[0])
+		}
+		if got := w.take("w"); len(got.Taken) > 0 || len(got.Lost) != 1 {
+			w.t.Errorf("a look took %v and lost %v", sequences(got.Taken), got.Lost)
+		}
+	})
+}
+
 // What it had finished, and could not settle, comes first and is not in its
 // memory any more.
 func TestWhoLostALaneGivesNothingBackThere(t *testing.T) {
@@ -444,6 +475,38 @@ func TestAPeekLeavesWhatConcernsAWholeEnvironment(t *testing.T) {
 			w.t.Errorf("took %v (%t): %v", sequences(done.Taken), ok, err)
 		}
 	})
+}
+
+// Also below what was dead when it was found, and was read when an operator let it
+// run.
+func TestALateEventIsReadBelowAReplayedOneThatWasNeverInItsLane(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.publish("s", touch("a"))
+	lane := w.claimOne("w")
+	tx, err := w.db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }() // it may have ended
+	late := w.insert(tx, "s", "", touch("b"))
+	invalid := w.insertRaw(w.db, "s", "", events.MediaDeletedType, `{"media_id": 7}`)
+	w.assign()
+	if counts, err := w.store.Retry(t.Context(), outbox.Filter{States: []string{outbox.Dead}},
+		outbox.Action{Actor: "operator", Reason: "it is understood now"}); err != nil || counts.Changed != 1 {
+		t.Fatal(counts, err)
+	}
+	if got := sequences(w.read(lane.LaneID)); !slices.Contains(got, invalid) {
+		t.Fatalf("%v are read, want %d too", got, invalid)
+	}
+	w.settle(lane, invalid, outbox.Verdict{Kind: outbox.Die, Failure: ruined})
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	w.assign()
+	if got := sequences(w.readAfter(lane.LaneID, invalid)); !slices.Equal(got, []int64{late}) {
+		t.Errorf("after %d, %v are read again, want %d", invalid, got, late)
+	}
 }
 
 // Events that commit late are put below what was read, one after the other.

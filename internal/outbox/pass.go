@@ -121,10 +121,13 @@ func (p *pass) next(back bool) stretch {
 	return stretch{after: p.walk.passed, to: math.MaxInt64, most: p.stretch, list: environmentRows(maps.Keys(p.hidden))}
 }
 
-// hide notes the environments that a look from there walked over.
-func (p *pass) hide(b *batch, from int64) {
+// hide notes the environments that a look from there walked over. One that is
+// hidden since earlier stays so, unless a way back has found all of it up to there.
+func (p *pass) hide(b *batch, from int64, found map[environment]bool) {
 	for env := range b.hidden {
-		p.hidden[env] = from
+		if since, hidden := p.hidden[env]; !hidden || from < since || found[env] {
+			p.hidden[env] = from
+		}
 	}
 	for env := range b.held {
 		p.held[env] = time.Now()
@@ -134,7 +137,7 @@ func (p *pass) hide(b *batch, from int64) {
 // walked notes a look of the walk.
 func (p *pass) walked(b *batch) {
 	before := p.walk.passed
-	p.hide(b, before)
+	p.hide(b, before, nil)
 	p.walk.looked(b.open, b.highest, !b.done.More)
 	p.walk.saw(b.top)
 	p.complete = !b.done.More
@@ -149,7 +152,7 @@ func (p *pass) walked(b *batch) {
 // cameBack notes a look of the way back.
 func (p *pass) cameBack(b *batch, began time.Time) {
 	back := p.back
-	p.hide(b, back.passed)
+	p.hide(b, back.passed, back.of)
 	for env := range b.hidden {
 		delete(back.of, env)
 	}

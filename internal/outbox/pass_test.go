@@ -154,6 +154,40 @@ func TestASnapshotIsFoundBehindMoreThanABatch(t *testing.T) {
 	}
 }
 
+// A pass remembers since where an environment is hidden, also where events that
+// create others from it are found, which write a batch of what comes before.
+func TestWhatIsHiddenIsGoneBackForFromItsBeginning(t *testing.T) {
+	for name, sources := range map[string][]string{"one source": {"one"}, "a source behind another's backlog": {"one", "two"}} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(w *world) {
+				w.publishMany("one", outbox.AssignBatch+1)
+				last := sources[len(sources)-1]
+				list := w.publish(last, touch("a"))
+				for range 3 { // what was seen counts as passed from the second look on
+					w.ahead(50, nil, sources...)
+				}
+				list = append(list, w.publish(last, touch("a"))...)
+				w.ahead(50, nil, sources...)
+				for _, source := range sources {
+					w.publishIn(source, "new", events.EnvironmentCreated{EnvironmentServiceID: "copy of " + source})
+				}
+				w.ahead(50, nil, sources...)
+				var found []int64
+				for range 5 {
+					done := w.aheadIf(true, 50, found, sources[:len(sources)-1]...)
+					found = append(append(found, sequences(done.Taken)...), w.assigned()...)
+					if slices.Contains(found, list[1]) && !slices.Contains(found, list[0]) {
+						w.t.Fatalf("%d is found before %d", list[1], list[0])
+					}
+				}
+				if !slices.Contains(found, list[1]) {
+					w.t.Errorf("%d isn't found any more", list[1])
+				}
+			})
+		})
+	}
+}
+
 // Of the environments that are hidden, those are gone back for of which the
 // worker can do more; what is published meanwhile doesn't wait for that.
 func TestAPassGoesBackForWhatIsWanted(t *testing.T) {
@@ -270,18 +304,26 @@ func TestLooksAheadFindWhatIsVisibleInItsOrder(t *testing.T) {
 		rapid.Check(w.t.(*testing.T), func(t *rapid.T) {
 			w.store = w.another()
 			w.store.WalkBy(rapid.IntRange(1, 6).Draw(t, "stretch"))
-			p := &aheadPlay{world: w, t: t, open: make(map[string]*publication), found: make(map[int64]bool)}
+			w.store.Batch(rapid.IntRange(1, 6).Draw(t, "batch"))
+			p := &aheadPlay{world: w, t: t, services: aheadServices, open: make(map[string]*publication), found: make(map[int64]bool)}
 			actions := map[string]func(*rapid.T){
 				"begin": p.begin, "insert": p.insert, "end": p.end, "publish": p.publishSome, "look ahead": p.lookAhead, "peek": p.peek,
 			}
-			if rapid.Bool().Draw(t, "passes end") {
+			switch rapid.SampledFrom([]string{"passes end", "lanes are held", "environments are created"}).Draw(t, "what else") {
+			case "passes end":
 				actions["look"], actions["let go"] = p.look, p.letGo
-			} else {
+			case "lanes are held":
 				actions["hold or release"] = p.hold // other looks write what is held
+			default:
+				// Few services and no open transactions: what is written, a batch at a
+				// time, is then often of what was walked over long before.
+				actions = map[string]func(*rapid.T){"publish": p.publishSome, "look ahead": p.lookAhead, "create": p.create}
+				p.services, p.writes = aheadServices[:2], true
 			}
 			t.Repeat(actions)
 			w.exec(`UPDATE {lanes} SET held = false`)
 			p.findTheRest()
+			w.exec(`DELETE FROM {copies}`)
 			w.exec(`DELETE FROM {outbox}`)
 			w.exec(`DELETE FROM {lanes}`)
 		})
@@ -290,11 +332,14 @@ func TestLooksAheadFindWhatIsVisibleInItsOrder(t *testing.T) {
 
 type aheadPlay struct {
 	*world
-	t       *rapid.T
-	names   int
-	open    map[string]*publication
-	visible []visibleEvent
-	found   map[int64]bool
+	t        *rapid.T
+	names    int
+	open     map[string]*publication
+	visible  []visibleEvent
+	found    map[int64]bool
+	services []string
+	created  int
+	writes   bool
 }
 
 type publication struct {
@@ -310,7 +355,7 @@ type visibleEvent struct {
 var aheadServices = []string{"a", "b", "c", "d"}
 
 func (p *aheadPlay) event(t *rapid.T, in inserter) visibleEvent {
-	service := rapid.SampledFrom(aheadServices).Draw(t, "service")
+	service := rapid.SampledFrom(p.services).Draw(t, "service")
 	return visibleEvent{p.world.insert(in, service, "", touch("m")), service}
 }
 
@@ -318,6 +363,14 @@ func (p *aheadPlay) publishSome(t *rapid.T) {
 	for range rapid.IntRange(1, 3).Draw(t, "events") {
 		p.visible = append(p.visible, p.event(t, p.db))
 	}
+}
+
+// create publishes an event before which all earlier ones of that service are
+// written.
+func (p *aheadPlay) create(t *rapid.T) {
+	p.created++
+	p.publishIn(rapid.SampledFrom(p.services).Draw(t, "source"), fmt.Sprint("copy ", p.created),
+		events.EnvironmentCreated{EnvironmentServiceID: "copy"})
 }
 
 func (p *aheadPlay) begin(t *rapid.T) {
@@ -372,12 +425,12 @@ func (p *aheadPlay) carried() []int64 {
 }
 
 func (p *aheadPlay) lookAhead(t *rapid.T) {
-	enough := rapid.SliceOfDistinct(rapid.SampledFrom(aheadServices), rapid.ID).Draw(t, "enough")
+	enough := rapid.SliceOfDistinct(rapid.SampledFrom(p.services), rapid.ID).Draw(t, "enough")
 	p.check(p.aheadIf(rapid.Bool().Draw(t, "hungry"), rapid.IntRange(1, 4).Draw(t, "most"), p.carried(), enough...))
 }
 
 func (p *aheadPlay) peek(t *rapid.T) {
-	enough := rapid.SliceOfDistinct(rapid.SampledFrom(aheadServices), rapid.ID).Draw(t, "enough")
+	enough := rapid.SliceOfDistinct(rapid.SampledFrom(p.services), rapid.ID).Draw(t, "enough")
 	done, _, err := p.store.Peek(p.world.t.Context(), lookAhead(rapid.Bool().Draw(t, "hungry"), 4, p.carried(), enough...))
 	if err != nil {
 		t.Fatal(err)
@@ -413,7 +466,7 @@ func (p *aheadPlay) letGo(t *rapid.T) {
 }
 
 func (p *aheadPlay) hold(t *rapid.T) {
-	service := rapid.SampledFrom(aheadServices).Draw(t, "service")
+	service := rapid.SampledFrom(p.services).Draw(t, "service")
 	p.exec(`UPDATE {lanes} SET held = NOT held WHERE service_id = ?`, service)
 }
 
@@ -427,20 +480,34 @@ func (p *aheadPlay) serviceOf(sequence int64) string {
 }
 
 func (p *aheadPlay) check(done outbox.Assigned) {
-	if len(done.Written) > 0 {
+	if len(done.Written) > 0 && !p.writes {
 		p.t.Fatalf("wrote into lanes %v", done.Written)
 	}
 	for _, e := range done.Taken {
 		if p.found[e.Sequence] {
 			p.t.Fatalf("event %d was found again", e.Sequence)
 		}
-		for _, other := range p.visible {
-			if other.service == e.ServiceID && other.sequence < e.Sequence && !p.found[other.sequence] {
-				p.t.Fatalf("event %d of service %s was found before %d, which was visible", e.Sequence, e.ServiceID, other.sequence)
-			}
-		}
-		p.found[e.Sequence] = true
+		p.finds(e.Sequence)
 	}
+	if p.writes {
+		for _, sequence := range p.assigned() {
+			p.finds(sequence)
+		}
+	}
+}
+
+// finds notes an event that was taken or written.
+func (p *aheadPlay) finds(sequence int64) {
+	service := p.serviceOf(sequence)
+	if service == "" || p.found[sequence] {
+		return // it creates an environment, or was taken before it was written
+	}
+	for _, other := range p.visible {
+		if other.service == service && other.sequence < sequence && !p.found[other.sequence] {
+			p.t.Fatalf("event %d of service %s was found before %d, which was visible", sequence, service, other.sequence)
+		}
+	}
+	p.found[sequence] = true
 }
 
 func (p *aheadPlay) findTheRest() {
@@ -450,7 +517,7 @@ func (p *aheadPlay) findTheRest() {
 		}
 		delete(p.open, name)
 	}
-	for range len(p.visible) + 2 {
+	for range 4 * (len(p.visible) + p.created + 1) {
 		done, err := p.store.Assign(p.world.t.Context(), outbox.Look{
 			Worker: "w", Lease: time.Hour, Take: takeAll, Carried: func(int64) []int64 { return p.carried() },
 		})

@@ -49,6 +49,13 @@ func (s *Store) Peek(ctx context.Context, look Look) (done Assigned, ok bool, er
 		ORDER BY e.sequence`), after, carried, peekMost); err != nil {
 		return Assigned{}, false, fmt.Errorf("look for new events: %w", err)
 	}
+	lanes := make(map[int64]*LaneState)
+	for i := range found {
+		lanes[found[i].LaneID] = &found[i].LaneState
+	}
+	if len(s.lost(lanes)) > 0 {
+		return Assigned{}, false, nil
+	}
 	takes := look.Take()
 	for i := range found {
 		f := &found[i]
