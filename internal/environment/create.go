@@ -161,16 +161,16 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 	return s.join(ctx, tx, endings)
 }
 
-// failCancelled makes items failed which a deletion has cancelled that is
-// discarded: its environment stays, and lacks them until they are retried.
+// failCancelled makes items failed which a deletion has cancelled that is discarded
+// or superseded: its environment stays, and lacks them until they are retried.
 func (s *Store) failCancelled(ctx context.Context, tx *sqlx.Tx, deletion *outbox.Event) error {
 	var copies []int64
 	if err := tx.SelectContext(ctx, &copies, s.db.SQL(`
 		UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?
 		WHERE target_lane = ? AND copy_sequence < ? AND state = 'cancelled' RETURNING copy_sequence`),
-		failure.Canceled, "a deletion of the environment, which was discarded, had cancelled the copy",
+		failure.Canceled, "a deletion of the environment, which did not come to pass, had cancelled the copy",
 		deletion.LaneID, deletion.Sequence); err != nil {
-		return wrap("fail what a discarded deletion had cancelled", err)
+		return wrap("fail what a deletion had cancelled", err)
 	}
 	slices.Sort(copies)
 	for _, sequence := range slices.Compact(copies) {

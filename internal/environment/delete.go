@@ -45,13 +45,17 @@ func (s *Store) Delete(ctx context.Context, d *outbox.Delivery) (string, error) 
 }
 
 // usedSince tells whether the environment was made again, or used, after a
-// deletion of it: that one had died, and what is there now isn't its to delete.
+// deletion of it: that one had died, and what is there now isn't its to delete. A
+// deletion that wasn't replayed, and after which something ran nevertheless, was
+// committed late: what was published while its transaction was open goes with the
+// environment.
 func (s *Store) usedSince(ctx context.Context, deletion *outbox.Event) (bool, error) {
+	replayed := deletion.AttemptCount > deletion.FailureCount
 	var used bool
 	err := s.db.GetContext(ctx, &used, s.db.SQL(`
 		SELECT EXISTS (SELECT 1 FROM {copies} WHERE target_lane = ? AND sequence > ? AND state IN ('active', 'ended'))
-		OR EXISTS (SELECT 1 FROM {media_objects} WHERE lane_id = ? AND sequence > ?)`),
-		deletion.LaneID, deletion.Sequence, deletion.LaneID, deletion.Sequence)
+		OR ? AND EXISTS (SELECT 1 FROM {media_objects} WHERE lane_id = ? AND sequence > ?)`),
+		deletion.LaneID, deletion.Sequence, replayed, deletion.LaneID, deletion.Sequence)
 	return used, wrap("look whether the environment was used since", err)
 }
 
@@ -301,7 +305,6 @@ func (s *Store) forget(ctx context.Context, tx *sqlx.Tx, e *outbox.Event) error 
 			requeued = false, holding = false, next_attempt_at = NULL
 			WHERE lane_id = ? AND sequence < ? AND state IN ('available', 'running', 'retryable')`,
 		`DELETE FROM {holds} WHERE lane_id = ? AND sequence < ?`,
-		`DELETE FROM {media_objects} WHERE lane_id = ? AND sequence < ?`,
 		`UPDATE {lanes} SET wake = wake + 1, deleted_sequence = v.sequence
 			FROM (SELECT CAST(? AS bigint) AS lane_id, CAST(? AS bigint) AS sequence) AS v
 			WHERE {lanes}.lane_id = v.lane_id`,
@@ -310,8 +313,12 @@ func (s *Store) forget(ctx context.Context, tx *sqlx.Tx, e *outbox.Event) error 
 			return fmt.Errorf("forget environment %q of service %s: %w", e.EnvironmentID, e.ServiceID, err)
 		}
 	}
-	if _, err := tx.ExecContext(ctx, s.db.SQL(`DELETE FROM {possible_writes} WHERE lane_id = ?`), e.LaneID); err != nil {
-		return err
+	for _, query := range []string{
+		`DELETE FROM {media_objects} WHERE lane_id = ?`, `DELETE FROM {possible_writes} WHERE lane_id = ?`,
+	} {
+		if _, err := tx.ExecContext(ctx, s.db.SQL(query), e.LaneID); err != nil {
+			return fmt.Errorf("forget the media of environment %q of service %s: %w", e.EnvironmentID, e.ServiceID, err)
+		}
 	}
 	if err := s.settings.Remove(ctx, tx, e.LaneID); err != nil {
 		return err

@@ -225,7 +225,9 @@ func (s *Store) recordOne(ctx context.Context, tx *sqlx.Tx, st *outbox.Settlemen
 	switch {
 	case st.Kind == outbox.Yield && st.Failure != nil && st.Failure.Class == failure.Integration:
 		return s.settings.BlockTx(ctx, tx, e.LaneID, st.Failure.Code, st.Failure.Error())
-	case st.Kind == outbox.Complete && e.Type == events.EnvironmentDeletedType && st.Outcome != outbox.Superseded:
+	case st.Kind == outbox.Complete && e.Type == events.EnvironmentDeletedType && st.Outcome == outbox.Superseded:
+		return s.failCancelled(ctx, tx, e)
+	case st.Kind == outbox.Complete && e.Type == events.EnvironmentDeletedType:
 		return s.forget(ctx, tx, e)
 	case st.Kind == outbox.Complete && e.Type == events.EnvironmentCreatedType && st.Outcome == outbox.Superseded:
 		return s.cancelCopy(ctx, tx, e.Sequence)

@@ -143,7 +143,7 @@ func (s *Store) each(ctx context.Context, tx *sqlx.Tx, n int, rows any, query st
 
 // PruneTombstones drops up to limit tombstones that are older than the
 // retention of completed events and whose media has no event left that could
-// still run. It returns how many went.
+// still run, nor a copy that could still be made. It returns how many went.
 func (s *Store) PruneTombstones(ctx context.Context, retention time.Duration, limit int) (int64, error) {
 	result, err := s.db.ExecContext(ctx, s.db.SQL(`
 		DELETE FROM {media_objects} WHERE (lane_id, media_id) IN (
@@ -153,6 +153,12 @@ func (s *Store) PruneTombstones(ctx context.Context, retention time.Duration, li
 				AND e.state IN ('available', 'running', 'retryable'))
 			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = m.lane_id AND e.media_id = m.media_id
 				AND e.state = 'dead')
+			AND NOT EXISTS (SELECT 1 FROM {copy_items} i WHERE i.target_lane = m.lane_id AND i.media_id = m.media_id
+				AND i.state = 'owed')
+			AND NOT EXISTS (SELECT 1 FROM {copy_items} i WHERE i.target_lane = m.lane_id AND i.media_id = m.media_id
+				AND i.state = 'waiting')
+			AND NOT EXISTS (SELECT 1 FROM {copy_items} i WHERE i.target_lane = m.lane_id AND i.media_id = m.media_id
+				AND i.state IN ('failed', 'cancelled'))
 			ORDER BY m.updated_at LIMIT ?)
 		AND object_key IS NULL`), retention.Microseconds(), limit)
 	if err != nil {
