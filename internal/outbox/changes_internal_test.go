@@ -272,3 +272,34 @@ func TestALaneThatALookFindsToBeLostIsLetGo(t *testing.T) {
 		}
 	}
 }
+
+// What was requeued, but not read yet, comes before what is above the reading
+// position.
+func TestNothingIsReadPastRequeuedEventsThatWereNot(t *testing.T) {
+	t.Parallel()
+	for name, most := range map[string]int{"more may be left": 2, "all were read": 3} {
+		s, l := holding(t)
+		l.cursor, l.refill = 9, false
+		s.take([]*Event{event(1, "a"), event(2, "b"), event(10, "c")}, map[int64]*reading{1: {
+			lane: l, Reading: Reading{LaneID: 1, After: 9, Limit: most},
+		}})
+		want, cursor := 3, int64(10)
+		if most == 2 {
+			want, cursor = 2, 9
+		}
+		if len(l.schedule.pending) != want || l.cursor != cursor || l.refill != (most == 2) {
+			t.Errorf("%s: %d events wait, read up to %d, more to read: %t", name, len(l.schedule.pending), l.cursor, l.refill)
+		}
+	}
+}
+
+// An operator may have replayed it before its worker noted its end.
+func TestALaneIsReadAgainAfterAnEventDied(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	l.refill = false
+	l.ends(s, event(1, "a"), Die)
+	if !l.refill {
+		t.Error("it isn't")
+	}
+}

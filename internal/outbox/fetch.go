@@ -231,17 +231,23 @@ func (s *Subscriber) readings(look map[int64]*lane, statuses []Status) map[int64
 }
 
 // take puts what was read into the lanes' schedules. What ended meanwhile is
-// out of date.
+// out of date. Where not all requeued events were read, those above the reading
+// position come after them.
 func (s *Subscriber) take(found []*Event, readings map[int64]*reading) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range found {
-		r := readings[e.LaneID]
-		l := r.lane
-		if e.Sequence > r.After {
+		if r := readings[e.LaneID]; e.Sequence > r.After {
 			r.fresh++
 		} else {
 			r.requeued++
+		}
+	}
+	for _, e := range found {
+		r := readings[e.LaneID]
+		l := r.lane
+		if e.Sequence > r.After && r.requeued >= r.Limit+r.Known {
+			continue
 		}
 		l.cursor = max(l.cursor, e.Sequence)
 		if _, ended := l.ended[e.Sequence]; ended {

@@ -145,7 +145,8 @@ func (s *Subscriber) finished(r *result) {
 	if st.blocks() {
 		l.status.Held = true
 	}
-	if !st.Ends() || st.releases() || st.Event.Type == events.EnvironmentCreatedType {
+	// Who is dead may have been replayed already.
+	if st.Kind != Complete || st.releases() || st.Event.Type == events.EnvironmentCreatedType {
 		l.refill = true
 	}
 	if s.lanes[l.LaneID] == l {

@@ -1,8 +1,11 @@
 package outbox_test
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,6 +49,45 @@ func TestNeverMoreInFlightThanTheLimits(t *testing.T) {
 		})
 		if h.most > workers || most["a"] > lane || most["b"] > lane {
 			w.t.Errorf("%d ran at once, at most %v of one integration; the limits are %d and %d", h.most, most, workers, lane)
+		}
+	})
+}
+
+// What an operator replays is more than is read at once, and comes before what
+// was published since.
+func TestReplayedEventsRunBeforeWhatWasPublishedSince(t *testing.T) {
+	each(t, func(w *world) {
+		var list []events.Event
+		for n := range 100 {
+			list = append(list, touch(fmt.Sprint("m", n)))
+		}
+		dead := w.publish("s", list...)
+		var mu sync.Mutex
+		var mended bool
+		var started []int64
+		start(w.t, w.store, configured("w"), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
+			mu.Lock()
+			defer mu.Unlock()
+			if !mended {
+				return &outbox.Verdict{Kind: outbox.Die, Failure: ruined}
+			}
+			started = append(started, d.Event.Sequence)
+			return &done
+		})
+		w.await("all to be dead", func() bool { return w.finished() == len(dead) })
+		mu.Lock()
+		mended = true
+		mu.Unlock()
+		if _, err := w.store.Retry(w.t.Context(), outbox.Filter{ServiceID: "s"}, outbox.Action{Actor: "operator", Reason: "mended"}); err != nil {
+			w.t.Fatal(err)
+		}
+		last := dead[len(dead)-1]
+		later := w.publish("s", touch("m99"))[0]
+		w.await("all to be done", func() bool { return w.finished() == len(dead)+1 })
+		mu.Lock()
+		defer mu.Unlock()
+		if slices.Index(started, later) < slices.Index(started, last) {
+			w.t.Errorf("%d started before %d, of the same media", later, last)
 		}
 	})
 }
