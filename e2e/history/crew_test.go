@@ -127,7 +127,6 @@ func (c *crew) spring(h *hand, req *http.Request) mishap {
 		return ""
 	}
 	c.traps = c.traps[1:]
-	c.befell = append(c.befell, fmt.Sprintf("%s %s was %s %s %s", clock(), h.name, t.mishap, req.Method, req.URL.Path))
 	switch {
 	case freezes && !c.anotherThan(h):
 		return "" // nobody could take over
@@ -139,6 +138,7 @@ func (c *crew) spring(h *hand, req *http.Request) mishap {
 		c.gone = append(c.gone, h)
 		c.changing.Go(func() { c.replace(h) })
 	}
+	c.befell = append(c.befell, fmt.Sprintf("%s %s was %s %s %s", clock(), h.name, t.mishap, req.Method, req.URL.Path))
 	return t.mishap
 }
 

@@ -3,7 +3,6 @@ package environment_test
 import (
 	"testing"
 
-	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/ledger"
@@ -53,12 +52,7 @@ func TestWhatASupersededDeletionHadCancelledCanBeRetried(t *testing.T) {
 		copies := s.AWS.Inject(conflicting(copiesTo("dev"), 0))
 		dev.Publish(created("dev", ""))
 		s.Work()
-		s.Config.RetryAttempts = 1
-		lists := s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2"}, 0))
-		deletion := dev.Publish(deleted())
-		s.Work()
-		s.ends([]string{deletion}, "dead conflict")
-		lists.Remove()
+		deletion := s.deadDeletion(dev)
 		copies.Remove()
 		dev.Publish(s.Upload("m3", "c.txt", "three"))
 		s.Work()

@@ -243,6 +243,18 @@ func conflicting(rule awslocal.Rule, times int) awslocal.Rule {
 	return rule
 }
 
+// deadDeletion is a deletion of an environment that died at its first listing.
+func (s *scene) deadDeletion(p *stage.Place) string {
+	s.t.Helper()
+	s.Config.RetryAttempts = 1
+	lists := s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2"}, 0))
+	deletion := p.Publish(deleted())
+	s.Work()
+	s.ends([]string{deletion}, "dead conflict")
+	lists.Remove()
+	return deletion
+}
+
 func (s *scene) putStranger(key string) {
 	s.t.Helper()
 	if _, err := s.AWS.PutDirect(store, key, []byte("a stranger's"), awslocal.Stranger{}); err != nil {

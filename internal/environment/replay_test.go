@@ -54,12 +54,7 @@ func TestAReplayedDeletionLeavesWhatWasUploadedSince(t *testing.T) {
 		s := newScene(t, db)
 		dev := s.prod.In("dev")
 		s.own(dev, "media") // it was never made from another
-		s.Config.RetryAttempts = 1
-		rule := s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2"}, 0))
-		deletion := dev.Publish(deleted())
-		s.Work()
-		s.ends([]string{deletion}, "dead conflict")
-		rule.Remove()
+		deletion := s.deadDeletion(dev)
 		dev.Publish(s.Upload("m1", "a.txt", "since"))
 		s.Work()
 		s.retry(deletion)

@@ -143,7 +143,8 @@ func (s *Store) each(ctx context.Context, tx *sqlx.Tx, n int, rows any, query st
 
 // PruneTombstones drops up to limit tombstones that are older than the
 // retention of completed events and whose media has no event left that could
-// still run, nor a copy that could still be made. It returns how many went.
+// still run, nor a copy that could still be made. It returns how many went. Each
+// group of states is asked for by itself, as it has an index of its own.
 func (s *Store) PruneTombstones(ctx context.Context, retention time.Duration, limit int) (int64, error) {
 	result, err := s.db.ExecContext(ctx, s.db.SQL(`
 		DELETE FROM {media_objects} WHERE (lane_id, media_id) IN (

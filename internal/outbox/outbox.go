@@ -182,7 +182,10 @@ func environmentRows(list iter.Seq[environment]) []environmentRow {
 
 // New returns the outbox of that database.
 func New(db *database.DB, recorder Recorder) *Store {
-	return &Store{db: db, recorder: recorder, lanes: make(map[environment]int64), took: make(map[int64]int64), stretch: passStretch, batch: assignBatch}
+	return &Store{
+		db: db, recorder: recorder, lanes: make(map[environment]int64), took: make(map[int64]int64),
+		stretch: passStretch, batch: assignBatch,
+	}
 }
 
 // rows encodes the argument of a {rows …} table or an {ids} list.
