@@ -68,6 +68,10 @@ soak: deps ## Kill, stop, restart and drain real workers under load, for DURATIO
 	OWNBUCKET_TEST_PROGRAM=$(CACHE)/soak/ownbucket OWNBUCKET_SOAK=$(DURATION) \
 		go test -race -count=1 -timeout=0 -v -run '^TestWhatAWorkerHasOpen' ./e2e
 
+.PHONY: histories
+histories: postgresql ## Hold random histories against a model, one after the other, for DURATION (10m)
+	OWNBUCKET_HISTORIES=$(DURATION) go test -race -count=1 -timeout=0 -v ./e2e/history
+
 .PHONY: fmt-check
 fmt-check:
 	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \

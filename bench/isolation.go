@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
 const (
@@ -169,12 +170,13 @@ func (t *tenancy) load(ctx context.Context, rate float64, during time.Duration) 
 	return errors.Join(<-failed, t.drained(ctx), db.Close())
 }
 
-// drained waits until nothing of the others is left.
+// drained waits until nothing of the others is left. Their lanes are there since
+// their settings were made.
 func (t *tenancy) drained(ctx context.Context) error {
 	return t.until(ctx, `
-		SELECT NOT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL AND starts_with(service_id, ?))
-			AND NOT EXISTS (SELECT 1 FROM {lanes} l JOIN {outbox} e ON e.lane_id = l.lane_id
-				AND e.state IN ('available', 'running', 'retryable') WHERE starts_with(l.service_id, ?))`, healthy, healthy)
+		SELECT NOT EXISTS (SELECT 1 FROM {lanes} l JOIN {outbox} e ON {in_lane e l} AND `+outbox.Readable+` WHERE starts_with(l.service_id, ?))
+			AND NOT EXISTS (SELECT 1 FROM {lanes} l JOIN {outbox} e ON e.lane_id = l.lane_id AND e.parked
+				WHERE starts_with(l.service_id, ?))`, healthy, healthy)
 }
 
 // hang waits until calls of all integrations hang that are to.

@@ -104,11 +104,10 @@ func (t *tenancy) loaded(ctx context.Context, rate float64, during time.Duration
 	return t.latency(ctx, above)
 }
 
-// busy waits until each of those integrations has made some progress, and all
-// their events are in their lanes.
+// busy waits until each of those integrations has made some progress.
 func (t *tenancy) busy(ctx context.Context, integrations int) error {
 	return t.until(ctx, `
-		SELECT NOT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL) AND ? <= (
+		SELECT ? <= (
 			SELECT count(*) FROM (SELECT 1 FROM {lanes} l JOIN {outbox} e ON e.lane_id = l.lane_id
 				WHERE starts_with(l.service_id, 'beside') AND e.outcome = 'done'
 				GROUP BY l.lane_id HAVING count(*) > 100) AS lanes)`, integrations)

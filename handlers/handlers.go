@@ -49,6 +49,9 @@ type Result struct {
 	// Both also count when the handler fails.
 	Target *ledger.PossibleWrite
 	Wrote  bool
+	// VersionFell tells that the media had a higher version before: the clocks of
+	// the CMS's nodes disagree.
+	VersionFell bool
 }
 
 // lookAgain is after how long an event runs again whose key has just become
@@ -100,7 +103,8 @@ func (h *Handlers) prepare(ctx context.Context, d *outbox.Delivery, mediaID stri
 		return nil, result, unusable
 	}
 	j.settings = found.Settings
-	if j.view.Object.Newer(version, d.Event.Sequence) {
+	result.VersionFell = j.view.Object != nil && j.view.Object.Sequence < d.Event.Sequence && j.view.Object.Version > version
+	if j.view.Object.Newer(d.Event.Sequence) {
 		result.Outcome = outbox.Superseded
 		if d.MayHaveRun && writes {
 			err = j.lookForLeftover(ctx, found)
@@ -167,7 +171,7 @@ func (j *job) claimLeftovers() error {
 	if len(names) == 0 {
 		return nil
 	}
-	return &outbox.Wait{Behind: names, Reason: "something that an earlier event may have left is to be settled"}
+	return &outbox.Wait{For: lookAgain, Behind: names, Reason: "something that an earlier event may have left is to be settled"}
 }
 
 // claimKey refuses a key that another media holds. Where an earlier event of
@@ -177,15 +181,17 @@ func (j *job) claimKey(ctx context.Context) error {
 		return nil
 	}
 	holder := j.view.Holder
-	waits, err := j.Outbox.Unfinished(ctx, holder.LaneID, holder.MediaID, j.delivery.Event.Sequence)
+	earlier, err := j.Outbox.Unfinished(ctx, holder.LaneID, holder.MediaID, j.delivery.Event.Sequence)
 	if err != nil {
 		return err
 	}
-	if waits && holder.LaneID == j.delivery.Event.LaneID {
-		return &outbox.Wait{Behind: []string{outbox.MediaResource(holder.MediaID)}, Reason: "an earlier event may free the key"}
+	if earlier != 0 && holder.LaneID == j.delivery.Event.LaneID {
+		return &outbox.Wait{
+			For: time.Second, Behind: []string{outbox.MediaResource(holder.MediaID)}, Reason: "an earlier event may free the key", On: earlier,
+		}
 	}
-	if waits {
-		return &outbox.Wait{For: time.Second, Reason: "an earlier event of another environment may free the key"}
+	if earlier != 0 {
+		return &outbox.Wait{For: time.Second, Reason: "an earlier event of another environment may free the key", On: earlier}
 	}
 	// The holder's last event may have ended since the ledger was read.
 	now, err := j.Ledger.Holder(ctx, j.settings.Bucket, j.key)

@@ -6,7 +6,10 @@ import (
 	"encoding/hex"
 	"flag"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -275,3 +278,35 @@ func base64Of(t *testing.T, hexadecimal string) string {
 }
 
 func ref[T any](value T) *T { return &value }
+
+// logbook keeps what workers log.
+type logbook struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+// logged makes the workers of a place log into a book.
+func logged(p *stage.Place) *logbook {
+	book := &logbook{}
+	p.Config.Logger = slog.New(slog.NewTextHandler(book, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return book
+}
+
+func (b *logbook) Write(line []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lines = append(b.lines, string(line))
+	return len(line), nil
+}
+
+// count is how many lines have all the words.
+func (b *logbook) count(words ...string) (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, line := range b.lines {
+		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+			n++
+		}
+	}
+	return n
+}

@@ -49,6 +49,9 @@ func (w *Worker) judge(next message.HandlerFunc) message.HandlerFunc {
 		}
 		verdict := w.verdict(ctx, a, err)
 		w.observe.judged(ctx, d, verdict)
+		if a.result.VersionFell && verdict.Kind == outbox.Complete {
+			w.observe.versionFell(ctx, d)
+		}
 		d.Settle(verdict)
 		return nil, nil
 	}
@@ -58,7 +61,7 @@ func (w *Worker) verdict(ctx context.Context, a *attempt, err error) outbox.Verd
 	var wait *outbox.Wait
 	switch {
 	case errors.As(err, &wait):
-		return outbox.Verdict{Kind: outbox.Defer, Delay: wait.For, Behind: wait.Behind}
+		return outbox.Verdict{Kind: outbox.Defer, Delay: wait.For, Behind: wait.Behind, WaitsFor: wait.On}
 	case err != nil && ctx.Err() != nil:
 		return interrupted(failure.New(failure.Interrupted, failure.Canceled,
 			"the attempt was interrupted: %w", errors.Join(context.Cause(ctx), err)))

@@ -26,6 +26,7 @@ type observer struct {
 	tracer   trace.Tracer
 	attempts metric.Int64Counter
 	duration metric.Float64Histogram
+	fallen   metric.Int64Counter
 }
 
 func newObserver(logger *slog.Logger) (*observer, error) {
@@ -40,7 +41,21 @@ func newObserver(logger *slog.Logger) (*observer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make metrics: %w", err)
 	}
-	return &observer{logger: logger, tracer: otel.Tracer(scope), attempts: attempts, duration: duration}, nil
+	fallen, err := meter.Int64Counter("ownbucket.versions.fallen",
+		metric.WithDescription("Events whose version is below that of an earlier event of their media: the CMS's clocks disagree."))
+	if err != nil {
+		return nil, fmt.Errorf("make metrics: %w", err)
+	}
+	return &observer{logger: logger, tracer: otel.Tracer(scope), attempts: attempts, duration: duration, fallen: fallen}, nil
+}
+
+// versionFell counts and logs an event whose version is below that of an earlier
+// event of its media.
+func (o *observer) versionFell(ctx context.Context, d *outbox.Delivery) {
+	o.fallen.Add(ctx, 1)
+	o.logger.WarnContext(ctx, "the version of a media has fallen: the clocks of the CMS's nodes disagree; "+
+		"events run in publish order all the same", "event_id", d.Event.EventID, "sequence", d.Event.Sequence,
+		"service_id", d.Event.ServiceID, "environment_id", d.Event.EnvironmentID, "media_id", d.Event.Media())
 }
 
 // trace continues the publisher's trace, which travels in the event.
@@ -68,12 +83,10 @@ func (o *observer) trace(next message.HandlerFunc) message.HandlerFunc {
 func (o *observer) judged(ctx context.Context, d *outbox.Delivery, v outbox.Verdict) {
 	took := time.Since(d.Started)
 	o.count(ctx, d, v, took)
-	level, hint := slog.LevelDebug, ""
+	level := slog.LevelDebug
 	switch {
 	case v.Kind == outbox.Die:
 		level = slog.LevelError
-	case v.Outcome == outbox.Superseded && !d.MayHaveRun && d.Event.Sequence > d.DeletedSequence:
-		level, hint = slog.LevelWarn, "the CMS's versions of this media run backwards"
 	case v.Failure != nil:
 		level = slog.LevelWarn
 	}
@@ -90,9 +103,6 @@ func (o *observer) judged(ctx context.Context, d *outbox.Delivery, v outbox.Verd
 	}
 	if v.Failure != nil {
 		fields = append(fields, "error_class", v.Failure.Class, "error_code", v.Failure.Code, "error", v.Failure)
-	}
-	if hint != "" {
-		fields = append(fields, "hint", hint)
 	}
 	o.logger.Log(ctx, level, "event "+endings[v.Kind], fields...)
 }

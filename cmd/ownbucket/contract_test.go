@@ -222,6 +222,15 @@ func TestRetryingFailedCopiesCountsWhatItSkips(t *testing.T) {
 		if diff := cmp.Diff(want, s.object(retry...)); diff != "" {
 			t.Error(diff)
 		}
+		db := dbtest.Open(t, url)
+		var audit []string
+		if err := db.SelectContext(t.Context(), &audit, db.SQL(`
+			SELECT target || ': ' || changed || ', ' || reason FROM {audit} WHERE action = 'environments retry-failed'`)); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{`service "S1", environment "dev": 1, test`}, audit); diff != "" {
+			t.Errorf("audit (-want +got):\n%s", diff)
+		}
 	})
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -12,7 +11,7 @@ import (
 	"time"
 
 	"github.com/ownbucket/ownbucket/internal/database"
-	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/worker"
 )
 
 // hand is a worker with ways of its own to the database and to S3.
@@ -29,16 +28,44 @@ type hand struct {
 	killed    chan struct{}
 	die       sync.Once
 
-	// thawed is closed when a frozen worker goes on; nil when none. goesOn is
-	// when it last did. Both are under the crew's lock.
+	// thawed is closed when a frozen worker goes on; nil when it moves. The crew's
+	// lock guards it.
 	thawed chan struct{}
-	goesOn time.Time
 }
 
 var errNoAnswer = errors.New("the answer never arrives")
 
+// start opens what the worker has of its own, and runs it.
+func (h *hand) start() error {
+	c := h.crew
+	url := c.url
+	var err error
+	if c.stage.DB.Dialect == database.PostgreSQL {
+		if h.wire, url, err = newOutlet(url); err != nil {
+			return err
+		}
+	}
+	if h.db, err = database.Open(context.Background(), url, database.DefaultSchema); err != nil {
+		return err
+	}
+	if h.wire != nil {
+		h.db.SetMaxOpenConns(5) // many workers share one server
+	}
+	h.transport = &http.Transport{DialContext: h.s3.dial}
+	config := c.stage.Config
+	config.DB, config.Name, config.Transport = h.db, h.name, h
+	w, err := worker.New(context.Background(), config)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel, h.killed = cancel, make(chan struct{})
+	go func() { h.done <- w.Run(ctx) }()
+	return nil
+}
+
 // RoundTrip makes a call to AWS, which is the stand-in, and lets befall the
-// worker what the crew's traps hold for it.
+// worker what the crew's trap holds for it.
 func (h *hand) RoundTrip(req *http.Request) (*http.Response, error) {
 	c := h.crew
 	if strings.HasPrefix(req.URL.Host, "sts.") {
@@ -49,20 +76,18 @@ func (h *hand) RoundTrip(req *http.Request) (*http.Response, error) {
 	case killedBefore:
 		h.kill()
 		return nil, errNoAnswer
+	case killed:
+		// The call may arrive or not.
+		go h.kill()
 	case frozenBefore:
 		h.freeze()
 	}
 	c.mu.Lock()
-	thawed, goesOn := h.thawed, h.goesOn
+	thawed := h.thawed
 	c.mu.Unlock()
 	if thawed != nil && fate != frozenAfter {
 		return h.hold(req, thawed)
 	}
-	d, ofEvent := outbox.DeliveryFrom(req.Context())
-	if ofEvent && d.Started.Before(goesOn) {
-		c.fault("%s sent %s %s for event %d although its lease had lapsed", h.name, req.Method, req.URL.Path, d.Event.Sequence)
-	}
-	began := c.clock.Add(1)
 	res, err := h.transport.RoundTrip(c.detour(req, req.Context()))
 	switch fate {
 	case killedAfter:
@@ -73,9 +98,6 @@ func (h *hand) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errNoAnswer
 	case frozenAfter:
 		h.freeze()
-	}
-	if err == nil && ofEvent && req.Method != http.MethodGet && req.Method != http.MethodHead && res.StatusCode < 300 {
-		c.effect(d.Event.Sequence, began)
 	}
 	return res, err
 }
@@ -89,7 +111,7 @@ func changesObject(req *http.Request) bool {
 func (c *crew) detour(req *http.Request, ctx context.Context) *http.Request {
 	req = req.Clone(ctx)
 	req.Host = req.URL.Host
-	req.URL.Scheme, req.URL.Host = "http", strings.TrimPrefix(c.AWS.Endpoint(), "http://")
+	req.URL.Scheme, req.URL.Host = "http", strings.TrimPrefix(c.stage.AWS.Endpoint(), "http://")
 	return req
 }
 
@@ -117,20 +139,21 @@ func (h *hand) hold(req *http.Request, thawed <-chan struct{}) (*http.Response, 
 	return nil, errNoAnswer
 }
 
-// freeze makes the worker stand still until others have taken over its lanes.
+// freeze makes the worker stand still for longer than its leases last. Its locks
+// in the database stay its own, as the server sees no end of its connection.
 func (h *hand) freeze() {
 	c := h.crew
 	h.wire.freeze()
 	go func() {
 		defer c.changing.Done()
-		if err := c.awaitLapse(h); err != nil {
-			c.fault("%s was frozen: %v", h.name, err)
-		}
+		lapsed := time.NewTimer(c.stage.Config.LeaseDuration * 3 / 2)
+		defer lapsed.Stop()
+		<-lapsed.C
 		c.mu.Lock()
 		thawed := h.thawed
-		h.thawed, h.goesOn = nil, time.Now()
-		c.befell = append(c.befell, fmt.Sprintf("%s %s goes on", clock(), h.name))
+		h.thawed = nil
 		c.mu.Unlock()
+		c.note("%s goes on", h.name)
 		h.wire.thaw()
 		close(thawed)
 	}()

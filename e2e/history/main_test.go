@@ -2,110 +2,82 @@
 package history_test
 
 import (
-	"flag"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
-	"github.com/jmoiron/sqlx"
 	"go.uber.org/goleak"
-	"pgregory.net/rapid"
 
-	"github.com/ownbucket/ownbucket/events"
-	"github.com/ownbucket/ownbucket/internal/awslocal"
-	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
-	"github.com/ownbucket/ownbucket/internal/stage"
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	// A check is a whole installation: few do for CI. -rapid.checks=1000 looks
-	// deeper, -rapid.steps=200 makes histories longer.
-	for name, value := range map[string]string{"rapid.checks": "6", "rapid.steps": "40"} {
-		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
-			if err := f.Value.Set(value); err != nil {
-				panic(err)
-			}
-		}
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// Whatever is published, by however many transactions, whatever S3 answers and
-// whoever is killed or stands still: effects come in publish order, each event
-// completes once, and buckets, metadata and ledger end as if the events had run
+// These environment variables change a run: for how long one history follows
+// another, the seed of the first, how many events each has, and whether the
+// publishers' clocks agree.
+const (
+	durationVariable = "OWNBUCKET_HISTORIES"
+	seedVariable     = "OWNBUCKET_HISTORIES_SEED"
+	eventsVariable   = "OWNBUCKET_HISTORIES_EVENTS"
+	clocksVariable   = "OWNBUCKET_HISTORIES_CLOCKS"
+)
+
+// publishersClocksDisagree lets the versions of a media fall in its publish
+// order, as if the CMS's nodes didn't agree on the time: the sequence alone
+// decides which event is newer. OWNBUCKET_HISTORIES_CLOCKS=agree turns it off.
+const publishersClocksDisagree = true
+
+func clocksDisagree() bool { return publishersClocksDisagree && os.Getenv(clocksVariable) != "agree" }
+
+// Events are published by many transactions at once, while workers are killed
+// and frozen, calls fail, and operators act. In the end the buckets, the metadata,
+// the ledger, the environments and the events' ends are as if the events had run
 // one after the other.
 func TestAnyHistoryEndsAsIfItsEventsHadRunOneByOne(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		name                  string
-		url                   func(testing.TB) string
-		workers, transactions int
-	}{
-		{"sqlite", dbtest.SQLiteURL, 1, 1},
-		{"postgresql", dbtest.PostgreSQLURL, 3, 4},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			number := 0
-			rapid.Check(t, func(check *rapid.T) {
-				number++
-				made := newCMS(check, c.transactions)
-				made.number = number
-				strange := made.model.clone()
-				check.Repeat(actions(made))
-				made.endAll(check)
-				it := stage.NewIteration(t, check)
-				defer it.End()
-				live(it, c.url(it), c.workers, made, strange)
+	long := setting(t, durationVariable, 0, time.ParseDuration)
+	first := uint64(1) // the same history each time, where it is only one
+	if long > 0 {
+		first = rand.Uint64N(1_000_000)
+	}
+	seed := setting(t, seedVariable, first, func(text string) (uint64, error) {
+		return strconv.ParseUint(text, 10, 64)
+	})
+	for until := time.Now().Add(long); ; seed++ {
+		for _, c := range []struct {
+			name string
+			url  func(testing.TB) string
+			extent
+		}{
+			{"postgresql", dbtest.PostgreSQLURL, extent{workers: 4, services: 5, events: 2000}},
+			{"sqlite", dbtest.SQLiteURL, extent{workers: 1, services: 3, events: 1200 / slowness}},
+		} {
+			t.Run(fmt.Sprintf("%s/%s=%d", c.name, seedVariable, seed), func(t *testing.T) {
+				c.events = setting(t, eventsVariable, c.events, strconv.Atoi)
+				h := newHistory(t, c.url(t), c.extent, seed)
+				h.live(t.Context())
+				h.verify(t)
 			})
-		})
+		}
+		if t.Failed() || time.Now().After(until) {
+			return
+		}
 	}
 }
 
-// actions are what a history is made of.
-func actions(c *cms) map[string]func(*rapid.T) {
-	return map[string]func(*rapid.T){
-		"publish":            c.publish,
-		"publish more":       c.publish,
-		"publish still more": c.publish,
-		"publish again":      c.publishAgain,
-		"end a transaction":  c.endOne,
-		"linger":             c.linger,
-		"trouble":            c.trouble,
-		"mishap":             c.mishap,
-		"settle":             c.settle,
+// setting reads a variable of the environment, if it is set.
+func setting[T any](t *testing.T, name string, otherwise T, parse func(string) (T, error)) T {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
 	}
-}
-
-// live lets an installation live through the history.
-func live(t testing.TB, url string, workers int, made *cms, strange model) {
-	s := stage.New(t, dbtest.Open(t, url)).AtAWS()
-	s.Config.Poll, s.Config.Grace = 10*time.Millisecond, 50*time.Millisecond
-	if s.DB.Dialect == database.PostgreSQL {
-		s.Config.LeaseDuration = time.Second // a killed worker's leases must lapse
+	value, err := parse(text)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
 	}
-	s.Config.RetryAttempts = 25
-	p := &performance{Stage: s, cms: made, services: map[string]*stage.Place{}, tx: map[int]*sqlx.Tx{},
-		later: map[int][]*act{}, envelopes: map[*act]events.Envelope{}}
-	for at := range strange {
-		if at.environment == "" {
-			n := len(p.services)
-			p.services[at.service] = s.Customer(at.service, fmt.Sprintf("customer-%d", n), []string{"", "media", "a/b"}[n%3])
-		}
-	}
-	for at, site := range strange {
-		for name := range site.strangers {
-			if _, err := s.AWS.PutDirect(p.services[at.service].Bucket, p.key(at, name), []byte(strangers), awslocal.Stranger{}); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	p.crew = newCrew(s, url, workers)
-	p.perform()
-	p.settle()
-	p.crew.stop()
-	s.Work() // finds nothing to do
-	p.verify()
+	return value
 }

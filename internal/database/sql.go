@@ -19,13 +19,20 @@ var token = regexp.MustCompile(`\{[a-z_][a-z0-9_]*\}`)
 // rows is a table that comes as one argument: a JSON array of objects.
 var rows = regexp.MustCompile(`\{rows ([a-z_]+)\(([^)]*)\)\}`)
 
+// laneKey is what the index of a lane's events begins with.
+var laneKey = regexp.MustCompile(`\{lane_key ([a-z_]+)\}`)
+
+// inLane is a condition that an event stands in a lane, by their aliases.
+var inLane = regexp.MustCompile(`\{in_lane ([a-z_]+) ([a-z_]+)\}`)
+
 // fragments are the places where the two dialects differ. {now} is the
 // database's own clock, in microseconds since the Unix epoch; on PostgreSQL
 // it moves on within a transaction, and is a subquery, which a statement reads
 // once: an index can serve where a column is compared with it. {row_version}
 // is that of the row of an alias i: xmin, the transaction that wrote it, on
 // PostgreSQL (https://www.postgresql.org/docs/current/ddl-system-columns.html);
-// SQLite has none, and 0 stands for that. CAST, not "::", so that sqlx.Named may
+// SQLite has none, and 0 stands for that. {returned_e} stands before a column of the
+// changed table e after RETURNING, where SQLite takes no name. CAST, not "::", so that sqlx.Named may
 // come before or after.
 var fragments = map[Dialect]map[string]string{
 	PostgreSQL: {
@@ -38,6 +45,7 @@ var fragments = map[Dialect]map[string]string{
 		"{in_ids}":            `= ANY (ARRAY(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json))))`,
 		"{ids}":               `(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json)))`,
 		"{row_version}":       `CAST(CAST(i.xmin AS text) AS bigint)`,
+		"{returned_e}":        `e.`,
 	},
 	// SQLite has one writer, whose transaction begins with the write lock:
 	// there is no row to lock.
@@ -51,6 +59,7 @@ var fragments = map[Dialect]map[string]string{
 		"{in_ids}":            `IN (SELECT value FROM json_each(?))`,
 		"{ids}":               `(SELECT value FROM json_each(?))`,
 		"{row_version}":       `0`,
+		"{returned_e}":        ``,
 	},
 }
 
@@ -60,14 +69,19 @@ var fragments = map[Dialect]map[string]string{
 // argument, a JSON array of objects with those fields (so that a statement
 // over many rows has one text and one argument), {in_ids} a condition that a
 // column is one of a JSON array of integers, {ids} a list of them, for use after
-// NOT IN, {uuid} an argument that is a UUID, any other {name} the table
-// of that name, and each ? the dialect's placeholder. A query therefore holds
-// no literal ?.
+// NOT IN, {in_lane e l} a condition that event e stands in lane l, {lane_key e}
+// what the index of a lane's events begins with, {uuid} an argument that is a
+// UUID, any other {name} the table of that name, and each ? the dialect's
+// placeholder. A query therefore holds no literal ?.
 func (db *DB) SQL(query string) string {
 	if done, ok := db.rewritten.Load(query); ok {
 		return done.(string)
 	}
 	done := rows.ReplaceAllStringFunc(query, db.rows)
+	done = inLane.ReplaceAllStringFunc(done, db.inLane)
+	done = laneKey.ReplaceAllStringFunc(done, func(fragment string) string {
+		return db.laneKey(laneKey.FindStringSubmatch(fragment)[1])
+	})
 	done = token.ReplaceAllStringFunc(done, func(t string) string {
 		if fragment, ok := fragments[db.Dialect][t]; ok {
 			return fragment
@@ -120,6 +134,26 @@ func (db *DB) rows(fragment string) string {
 		selected = append(selected, `json_extract(value, '$.`+name+`') AS `+name)
 	}
 	return `(SELECT ` + strings.Join(selected, `, `) + ` FROM json_each(?)) AS ` + alias
+}
+
+// inLane compares the names, too: two lanes may have one key.
+func (db *DB) inLane(fragment string) string {
+	parts := inLane.FindStringSubmatch(fragment)
+	event, lane := parts[1], parts[2]
+	same := event + `.service_id = ` + lane + `.service_id AND ` + event + `.environment_id = ` + lane + `.environment_id`
+	if db.Dialect == SQLite {
+		return `(` + same + `)`
+	}
+	return `(` + db.laneKey(event) + ` = ` + db.laneKey(lane) + ` AND ` + same + `)`
+}
+
+// laneKey is a hash on PostgreSQL: an index entry can't hold names of any length,
+// and a publisher's INSERT must not fail for one. On SQLite it is the names.
+func (db *DB) laneKey(alias string) string {
+	if db.Dialect == SQLite {
+		return alias + `.service_id, ` + alias + `.environment_id`
+	}
+	return `pg_catalog.hashtextextended(` + alias + `.service_id, pg_catalog.hashtextextended(` + alias + `.environment_id, 0))`
 }
 
 func (db *DB) table(name string) string {

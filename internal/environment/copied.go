@@ -58,11 +58,11 @@ func (s *Store) recordTogether(ctx context.Context, tx *sqlx.Tx, list []*copied)
 		return err
 	}
 	var effects []ledger.Effects
-	var endings []ending
+	var ended []ending
 	copies := make(map[int64]bool)
 	for _, one := range mine {
 		effects = append(effects, one.effects)
-		endings = append(endings, ending{LaneID: one.TargetLane, MediaID: one.MediaID})
+		ended = append(ended, ending{WaitsFor: one.CopySequence, MediaID: one.MediaID})
 		copies[one.CopySequence] = true
 	}
 	if err := s.ledger.Apply(ctx, tx, effects); err != nil {
@@ -73,28 +73,24 @@ func (s *Store) recordTogether(ctx context.Context, tx *sqlx.Tx, list []*copied)
 			return err
 		}
 	}
-	return s.join(ctx, tx, endings)
+	return s.strike(ctx, tx, ended)
 }
 
 // endCopied ends items, and returns those that their callers still had.
 func (s *Store) endCopied(ctx context.Context, tx *sqlx.Tx, list []*copied) (mine []*copied, err error) {
-	type key struct {
-		CopySequence int64  `db:"copy_sequence" json:"copy_sequence"`
-		MediaID      string `db:"media_id" json:"media_id"`
-	}
 	type leased struct {
-		key
+		itemKey
 		Token int64 `json:"lease_token"`
 	}
 	all := make([]leased, len(list))
 	for i, one := range list {
-		all[i] = leased{key{one.CopySequence, one.MediaID}, one.Token}
+		all[i] = leased{itemKey{one.CopySequence, one.MediaID}, one.Token}
 	}
 	encoded, err := rows(all)
 	if err != nil {
 		return nil, err
 	}
-	var ended []key
+	var ended []itemKey
 	if err := tx.SelectContext(ctx, &ended, s.db.SQL(`
 		UPDATE {copy_items} SET state = 'done', error_code = NULL, error = NULL, leased_until = NULL
 		WHERE (copy_sequence, media_id, lease_token) IN (SELECT copy_sequence, media_id, lease_token
@@ -103,23 +99,44 @@ func (s *Store) endCopied(ctx context.Context, tx *sqlx.Tx, list []*copied) (min
 		return nil, wrap("end copied items", err)
 	}
 	for i, one := range list {
-		if slices.Contains(ended, all[i].key) {
+		if slices.Contains(ended, all[i].itemKey) {
 			mine = append(mine, one)
 		}
 	}
 	return mine, nil
 }
 
-// closeCopy ends a copy that owes nothing and that no media can join any more. One of
-// which a deletion has cancelled items ends with that: until then events must see
-// that they lack them.
-// The caller holds the target's lane, as does who opens items again.
+// open holds for a copy c that has items which are yet to be made.
+const open = `(EXISTS (SELECT 1 FROM {copy_items} i WHERE i.copy_sequence = c.sequence AND i.state = 'owed')
+	OR EXISTS (SELECT 1 FROM {copy_items} i WHERE i.copy_sequence = c.sequence AND i.state = 'waiting'))`
+
+// closeCopies ends copies that owe nothing any more. The lanes of their targets
+// are locked, as by those who open items again.
+func (s *Store) closeCopies(ctx context.Context) error {
+	var over []struct {
+		Sequence   int64 `db:"sequence"`
+		TargetLane int64 `db:"target_lane"`
+	}
+	if err := s.db.SelectContext(ctx, &over, s.db.SQL(`
+		SELECT c.sequence, c.target_lane FROM {copies} c WHERE c.state = 'active' AND NOT `+open)); err != nil {
+		return wrap("look for finished copies", err)
+	}
+	for _, c := range over {
+		if err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+			if err := s.lockLanes(ctx, tx, c.TargetLane); err != nil {
+				return err
+			}
+			return s.closeCopy(ctx, tx, c.Sequence)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeCopy ends a copy if it owes nothing. The caller holds the target's lane.
 func (s *Store) closeCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) error {
 	_, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copies} SET state = 'ended' WHERE sequence = ? AND state = 'active'
-		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'owed')
-		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'waiting')
-		AND NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND state = 'cancelled')`),
-		sequence, sequence, sequence, sequence)
+		UPDATE {copies} AS c SET state = 'ended' WHERE c.sequence = ? AND c.state = 'active' AND NOT `+open), sequence)
 	return wrap("end a finished copy", err)
 }

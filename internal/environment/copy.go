@@ -66,7 +66,7 @@ func (s *Store) transfer(ctx context.Context, it *item) (ledger.Effects, error) 
 		return ledger.Effects{}, unusable
 	}
 	j.target = target
-	if j.view.Object.Newer(it.Version, it.CopySequence) {
+	if j.view.Object.Newer(it.CopySequence) {
 		return ledger.Effects{}, nil
 	}
 	account, err := s.account(ctx, it, target)

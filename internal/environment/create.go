@@ -3,7 +3,6 @@ package environment
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/jmoiron/sqlx"
 
@@ -74,16 +73,16 @@ func (s *Store) activate(ctx context.Context, tx *sqlx.Tx, d *outbox.Delivery) e
 // awaitSource waits for the creation of the environment that another is made
 // from, which gives it its settings. One that is held has settings already.
 func (s *Store) awaitSource(ctx context.Context, tx *sqlx.Tx, sourceLane, before int64) error {
-	var due bool
-	if err := tx.GetContext(ctx, &due, s.db.SQL(`
-		SELECT EXISTS (SELECT 1 FROM {copies} c JOIN {outbox} e ON e.sequence = c.sequence
+	var creation int64
+	if err := tx.GetContext(ctx, &creation, s.db.SQL(`
+		SELECT coalesce((SELECT max(c.sequence) FROM {copies} c JOIN {outbox} e ON e.sequence = c.sequence
 			JOIN {lanes} l ON l.lane_id = c.target_lane
 			WHERE c.target_lane = ? AND c.sequence < ? AND c.state IN ('pending', 'planned') AND NOT l.held
-			AND e.state IN ('available', 'running', 'retryable'))`), sourceLane, before); err != nil {
+			AND e.state IN ('available', 'running', 'retryable')), 0)`), sourceLane, before); err != nil {
 		return err
 	}
-	if due {
-		return &outbox.Wait{For: lookAgain, Reason: "the environment that it is made from is about to be created"}
+	if creation != 0 {
+		return &outbox.Wait{For: lookAgain, Reason: "the environment that it is made from is about to be created", On: creation}
 	}
 	return nil
 }
@@ -93,7 +92,7 @@ func (s *Store) awaitSource(ctx context.Context, tx *sqlx.Tx, sourceLane, before
 func (s *Store) cancelCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) error {
 	var unwanted []ending
 	if err := tx.SelectContext(ctx, &unwanted, s.db.SQL(`
-		SELECT target_lane AS lane_id, media_id, false AS failed FROM {copy_items}
+		SELECT copy_sequence AS waits_for, media_id, false AS failed FROM {copy_items}
 		WHERE copy_sequence = ? AND state IN ('owed', 'waiting')`), sequence); err != nil {
 		return wrap("cancel a copy", err)
 	}
@@ -122,14 +121,14 @@ func (s *Store) cancelCopy(ctx context.Context, tx *sqlx.Tx, sequence int64) err
 			return err
 		}
 	}
-	return s.join(ctx, tx, unwanted)
+	return s.strike(ctx, tx, unwanted)
 }
 
 // RecordDiscarded notes what discarded events may have written, lets items
 // join that waited for them, and cancels copies whose event is discarded.
 func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*outbox.Event, tainted map[int64]bool) error {
 	var effects []ledger.Effects
-	var endings []ending
+	var ended []ending
 	for _, e := range discarded {
 		if e.Type == events.EnvironmentCreatedType {
 			if err := s.cancelCopy(ctx, tx, e.Sequence); err != nil {
@@ -137,15 +136,10 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 			}
 			continue
 		}
-		if e.Type == events.EnvironmentDeletedType {
-			if err := s.failCancelled(ctx, tx, e); err != nil {
-				return err
-			}
-		}
 		if e.Media() == "" {
 			continue
 		}
-		endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media()})
+		ended = append(ended, ending{WaitsFor: e.Sequence, MediaID: e.Media()})
 		if e.RecordedCount == 0 && !tainted[e.Sequence] {
 			continue
 		}
@@ -158,32 +152,12 @@ func (s *Store) RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*o
 	if err := s.ledger.Apply(ctx, tx, effects); err != nil {
 		return err
 	}
-	return s.join(ctx, tx, endings)
-}
-
-// failCancelled makes items failed which a deletion has cancelled that is discarded
-// or superseded: its environment stays, and lacks them until they are retried.
-func (s *Store) failCancelled(ctx context.Context, tx *sqlx.Tx, deletion *outbox.Event) error {
-	var copies []int64
-	if err := tx.SelectContext(ctx, &copies, s.db.SQL(`
-		UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?
-		WHERE target_lane = ? AND copy_sequence < ? AND state = 'cancelled' RETURNING copy_sequence`),
-		failure.Canceled, "a deletion of the environment, which did not come to pass, had cancelled the copy",
-		deletion.LaneID, deletion.Sequence); err != nil {
-		return wrap("fail what a deletion had cancelled", err)
-	}
-	slices.Sort(copies)
-	for _, sequence := range slices.Compact(copies) {
-		if err := s.closeCopy(ctx, tx, sequence); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.strike(ctx, tx, ended)
 }
 
 // possibleWrite is where an event that was attempted may have written.
 func (s *Store) possibleWrite(ctx context.Context, tx *sqlx.Tx, e *outbox.Event) ([]ledger.PossibleWrite, error) {
-	parsed, err := events.Parse(e.Type, e.ServiceID, e.EnvironmentID, e.Data)
+	parsed, err := e.Parse()
 	if err != nil {
 		return nil, nil //nolint:nilerr // it never ran
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/database"
@@ -99,9 +98,8 @@ func TestDeletionGoesOnUntilTheDirectoryIsEmpty(t *testing.T) {
 	})
 }
 
-// Who takes over from a worker that died while it deleted an environment begins
-// with what waited before the deletion, some of which needs what is gone.
-func TestADeletionThatWasCutOffSupersedesWhatNeedsWhatIsGone(t *testing.T) {
+// The customer may have emptied the directory already.
+func TestADeletionSupersedesARenameWhoseObjectIsGone(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := newScene(t, db)
@@ -113,8 +111,7 @@ func TestADeletionThatWasCutOffSupersedesWhatNeedsWhatIsGone(t *testing.T) {
 		rename := at{dev, s.Rename("m1", "a.txt", "b.txt")}
 		ids := s.publish(rename)
 		s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Times: 1, Before: func(context.Context, awslocal.Call) {
-			ids = append(ids, dev.Publish(deleted())) // the worker knows of it when the rename runs already
-			s.Await("the deletion in its lane", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND lane_id IS NOT NULL`, ids[1]))
+			ids = append(ids, dev.Publish(deleted())) // while the rename runs already
 		}})
 		s.Work()
 		s.ends(ids, "completed superseded", "completed done")
@@ -123,8 +120,7 @@ func TestADeletionThatWasCutOffSupersedesWhatNeedsWhatIsGone(t *testing.T) {
 }
 
 // halfDeleted makes a deletion of dev that has deleted something, failed, and waits
-// for its retry, and an earlier upload to dev whose own retry is due meanwhile: it
-// doesn't start.
+// for its retry, and an earlier upload to dev that has waited for its own.
 func (s *scene) halfDeleted() (upload, deletion string) {
 	s.t.Helper()
 	s.slowRetries()
@@ -135,24 +131,25 @@ func (s *scene) halfDeleted() (upload, deletion string) {
 	refused := s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:PutObject"}, 0))
 	upload = dev.Publish(s.Upload("m2", "b.txt", "two"))
 	s.Work()
+	s.ends([]string{upload}, "retryable conflict")
 	refused.Remove()
 	s.AWS.Inject(awslocal.Rule{API: "s3:DeleteObjects", Times: 1, Before: func(context.Context, awslocal.Call) {
-		if !s.has(`SELECT 1 FROM {lanes} WHERE emptying_sequence IS NOT NULL`)() {
-			s.t.Error("who took over now wouldn't know that the deletion has begun")
+		if got := s.Event(upload).String(); got != "completed superseded" {
+			s.t.Errorf("the upload is %s when something is deleted", got)
+		}
+		if !s.has(`SELECT 1 FROM {lanes} WHERE deleted_sequence > 0`)() {
+			s.t.Error("a worker that takes over now doesn't know that the deletion has begun")
 		}
 	}})
 	s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:ListObjectsV2", Skip: 1}, 1))
 	deletion = dev.Publish(deleted())
 	s.Work()
-	s.ends([]string{upload, deletion}, "retryable conflict", "retryable conflict")
+	s.ends([]string{upload, deletion}, "completed superseded", "retryable conflict")
 	s.holds(map[string]string{"media/a.txt": "one"})
-	s.startAgain(upload, "0")
-	s.Work()
-	s.ends([]string{upload, deletion}, "available conflict", "retryable conflict")
 	return upload, deletion
 }
 
-func TestWhatADeletionWillSupersedeDoesNotStartOnceItHasBegun(t *testing.T) {
+func TestDeletionHasSupersededWhatWaitsWhenItDeletesSomething(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := newScene(t, db)
@@ -168,7 +165,7 @@ func TestWhatADeletionWillSupersedeDoesNotStartOnceItHasBegun(t *testing.T) {
 	})
 }
 
-func TestWhatADeletionHasKeptFromStartingRunsWhereTheDeletionIsGivenUp(t *testing.T) {
+func TestWhatADeletionHasSupersededDoesNotRunWhereTheDeletionIsGivenUp(t *testing.T) {
 	t.Parallel()
 	for what, c := range map[string]struct {
 		giveUp func(s *scene, deletion string)
@@ -188,11 +185,30 @@ func TestWhatADeletionHasKeptFromStartingRunsWhereTheDeletionIsGivenUp(t *testin
 				upload, deletion := s.halfDeleted()
 				c.giveUp(s, deletion)
 				s.Work()
-				s.ends([]string{upload, deletion}, "completed done", c.end)
-				s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "b.txt": "two"})
+				s.ends([]string{upload, deletion}, "completed superseded", c.end)
+				later := s.prod.In("dev").Publish(s.Upload("m3", "c.txt", "three"))
+				s.Work()
+				s.ends([]string{later}, "completed done")
+				s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "c.txt": "three"})
 			})
 		})
 	}
+}
+
+// startAgain changes when an event that waits for its next attempt has it. It
+// tells whether it does.
+func (s *scene) startAgain(id, at string) bool {
+	s.t.Helper()
+	result, err := s.DB.ExecContext(s.t.Context(), s.DB.SQL(`UPDATE {outbox} SET next_attempt_at = `+at+`
+		WHERE CAST(event_id AS text) = ? AND next_attempt_at IS NOT NULL`), id)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	n, err := result.RowsAffected()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n > 0
 }
 
 // What commits late, with a sequence before the deletion's, comes too late.
@@ -219,9 +235,6 @@ func TestADeletionThatHasBegunDoesNotWaitForWhatCommitsLate(t *testing.T) {
 	s.Start()
 	s.Await("the snapshot", s.has(`SELECT 1 FROM {copies} WHERE state <> 'pending' AND sequence = (SELECT sequence
 		FROM {outbox} WHERE event_id = ?)`, ids[1]))
-	if got := s.Event(ids[0]).String(); got != "available" {
-		t.Errorf("the upload is %s", got)
-	}
 	s.startAgain(deletion, "0")
 	s.ends(append(ids, deletion), "completed superseded", "completed done", "completed done")
 	s.holds(map[string]string{"media/a.txt": "one"})
@@ -306,164 +319,6 @@ func TestEventThatCommitsAfterALaterDeletionIsSuperseded(t *testing.T) {
 	s.nothingRefused()
 }
 
-func TestTargetDeletedWhileItsCopyRuns(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		s := newScene(t, db)
-		dev := s.prod.In("dev")
-		for i := range 10 {
-			s.prod.Publish(s.Upload(fmt.Sprint("m", i), fmt.Sprint(i, ".txt"), "x"))
-		}
-		s.Work()
-		want := s.prod.Contents()
-		hang := s.AWS.Inject(hanging(copiesTo("dev")))
-		s.Start()
-		ids := s.publish(at{dev, created("dev", "")})
-		s.Await("copies", func() bool { return hang.Hits() > 0 })
-		ids = append(ids, dev.Publish(deleted()))
-		s.Await("the deletion waiting for what is being copied", func() bool {
-			var left int
-			s.get(&left, `SELECT count(*) FROM {copy_items} WHERE state = 'owed'`)
-			return left == hang.Hits()
-		})
-		s.ends(ids, "completed done", "available")
-		hang.Remove()
-		s.Await("the deletion", func() bool { return s.Event(ids[1]).String() == "completed done" })
-		s.holds(want)
-		if n := s.effects("s3:CopyObject", directory("dev")+"9.txt"); n > 1 {
-			t.Errorf("copied %d times", n)
-		}
-		s.nothingRefused()
-	})
-}
-
-// An event that waited for a copy must not run without it because the deletion
-// has cancelled that, and yet waits for another.
-func TestDeletionThatHasBegunSupersedesWhatWaitedForACopy(t *testing.T) {
-	t.Parallel()
-	for of, upload := range map[string]func(*scene) events.Event{
-		"of the media": func(s *scene) events.Event { return s.Upload("m1", "new.txt", "newer") },
-		"of the name":  func(s *scene) events.Event { return s.Upload("m3", "a.txt", "another") },
-	} {
-		t.Run(of, func(t *testing.T) {
-			t.Parallel()
-			dbtest.Each(t, func(t *testing.T, db *database.DB) {
-				s := newScene(t, db)
-				dev := s.prod.In("dev")
-				s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
-				s.Work()
-				want := s.prod.Contents()
-				// Another worker has m1's copy, and dies before that is recorded.
-				s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "a.txt", Times: 1, Before: func(context.Context, awslocal.Call) {
-					if _, err := db.Exec(db.SQL(`UPDATE {copy_items} SET lease_token = lease_token + 1,
-						leased_until = {now} + 3600000000 WHERE media_id = 'm1'`)); err != nil {
-						t.Error(err)
-					}
-				}})
-				hang := s.AWS.Inject(hanging(awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "b.txt"}))
-				s.Start()
-				ids := s.publish(at{dev, created("dev", "")}, at{dev, upload(s)})
-				s.Await("the copies", func() bool { return hang.Hits() > 0 && s.effects("s3:CopyObject", directory("dev")+"a.txt") == 1 })
-				s.Await("an event that waits", func() bool { return s.startAgain(ids[1], "{now} + 3600000000") })
-
-				ids = append(ids, dev.Publish(deleted()))
-				s.exec(`UPDATE {copy_items} SET leased_until = 0, next_attempt_at = {now} + 3600000000 WHERE media_id = 'm1'`)
-				s.Await("the deletion having begun", func() bool {
-					var state string
-					s.get(&state, `SELECT state FROM {copy_items} WHERE media_id = 'm1'`)
-					return state == "cancelled"
-				})
-				s.startAgain(ids[1], "0")
-				s.Await("another attempt of the event", func() bool {
-					var over bool
-					s.get(&over, `SELECT coalesce(next_attempt_at, 0) > 0 OR finished_at IS NOT NULL FROM {outbox}
-						WHERE CAST(event_id AS text) = ?`, ids[1])
-					return over
-				})
-				hang.Remove()
-				s.ends(ids, "completed done", "completed superseded", "completed done")
-				s.holds(want)
-				s.nothingRefused()
-			})
-		})
-	}
-}
-
-// startAgain changes when an event that waits for its next attempt has it. It
-// tells whether it does.
-func (s *scene) startAgain(id, at string) bool {
-	s.t.Helper()
-	result, err := s.DB.ExecContext(s.t.Context(), s.DB.SQL(`UPDATE {outbox} SET next_attempt_at = `+at+`
-		WHERE CAST(event_id AS text) = ? AND next_attempt_at IS NOT NULL`), id)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	n, err := result.RowsAffected()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return n > 0
-}
-
-func TestSourceDeletedWhileCopiesFromItAreOwed(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		s := newScene(t, db)
-		dev, stg := s.prod.In("dev"), s.prod.In("stg")
-		dev.Publish(created("dev", ""), s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
-		s.Work()
-		hang := s.AWS.Inject(hanging(copiesTo("stg")))
-		s.Start()
-		ids := s.publish(at{stg, created("stg", "dev")}, at{dev, deleted()}, at{dev, created("dev", "")})
-		s.Await("copies", func() bool { return hang.Hits() > 1 })
-		s.ends(ids, "completed done", "available", "available")
-		hang.Remove()
-		s.Await("the deletion", func() bool { return s.Event(ids[2]).String() == "completed done" })
-		s.holds(map[string]string{directory("stg") + "a.txt": "one", directory("stg") + "b.txt": "two"})
-		s.copied("stg", "complete", 2, nil)
-		s.nothingRefused()
-	})
-}
-
-func TestDeletionDoesNotWaitForATargetThatCannotTakeItsCopies(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		s := newScene(t, db)
-		dev, stg := s.prod.In("dev"), s.prod.In("stg")
-		dev.Publish(created("dev", ""), s.Upload("m1", "a.txt", "one"))
-		s.Work()
-		s.own(stg, "media")
-		s.pause(stg)
-		ids := s.publish(at{stg, created("stg", "dev")}, at{dev, deleted()})
-		s.Work()
-		s.ends(ids, "available", "completed done")
-		s.resume(stg)
-		s.Work()
-		s.ends(ids, "completed done", "completed done")
-		s.copied("stg", "incomplete", 0, map[string]string{"m1": "source_changed"})
-		s.holds(map[string]string{})
-	})
-}
-
-func TestDeletionLetsRunWhatACopyStillNeeds(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		s := newScene(t, db)
-		s.slowRetries()
-		dev, stg := s.prod.In("dev"), s.prod.In("stg")
-		dev.Publish(created("dev", ""), s.Upload("m2", "b.txt", "old"))
-		s.Work()
-		s.AWS.Inject(conflicting(awslocal.Rule{API: "s3:PutObject", Key: "*/b.txt"}, 0))
-		ids := s.publish(
-			at{dev, s.Upload("m1", "a.txt", "one")}, at{dev, s.Upload("m2", "b.txt", "new")},
-			at{stg, created("stg", "dev")}, at{dev, deleted()})
-		s.Work()
-		s.ends(ids, "completed done", "completed superseded", "completed done", "completed done")
-		s.holds(map[string]string{directory("stg") + "a.txt": "one", directory("stg") + "b.txt": "old"})
-		s.nothingRefused()
-	})
-}
-
 func TestDirectoryIsMadeOfTheServiceIDOnce(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, dbtest.SQLite(t))
@@ -502,7 +357,9 @@ func TestDeletionLeavesDeadEventsAsTheyAre(t *testing.T) {
 		s.Work()
 		upload := s.Upload("m1", "a.txt", "one")
 		s.RemoveFile(upload.Source)
-		ids := s.publish(at{dev, upload}, at{dev, deleted()})
+		ids := s.publish(at{dev, upload})
+		s.Work()
+		ids = append(ids, dev.Publish(deleted()))
 		s.Work()
 		s.ends(ids, "dead source_gone", "completed done")
 		s.PutFile(upload.Source, "one")

@@ -2,15 +2,15 @@
 //
 // A new environment has the media of its source as of its event. The snapshot
 // notes them as items of a copy, without S3; the items are then copied as a
-// job of its own. An item that is owed acts like an earlier event of its media
-// and file name, in the source and in the target: who would change either
-// first makes the copy.
+// job of its own. A media that has an unfinished earlier event, or is still to be
+// copied to the source, is noted as an item that waits for exactly these. An item
+// acts like an earlier event of its media and file names, in the source and in the
+// target: an event that would change either first makes the copy.
 //
-// Whoever ends an item holds the row of its target's lane (FOR UPDATE), and
-// whoever takes a snapshot that of its source's. Both conflict with the key
-// share that a settlement holds on its lanes. So each event or item either has
-// ended before a snapshot, and is in the ledger, or sees that the snapshot
-// waits for it.
+// A transaction that ends an item holds the row of its target's lane (FOR UPDATE),
+// one that takes a snapshot that of its source's. Both conflict with the key share
+// that a settlement holds on its lanes. So each event or item either has ended
+// before a snapshot, and is in the ledger, or finds that an item waits for it.
 package environment
 
 import (
@@ -41,14 +41,13 @@ const (
 	ended   = "ended"
 )
 
-// The states of an item. A waiting one has no object yet: earlier events of
-// its media, or items into the source, must end first.
+// The states of an item. A waiting one has no object yet: the events and items in
+// copy_waits must end first.
 const (
-	waiting   = "waiting"
-	owed      = "owed"
-	done      = "done"
-	failed    = "failed"
-	cancelled = "cancelled"
+	waiting = "waiting"
+	owed    = "owed"
+	done    = "done"
+	failed  = "failed"
 )
 
 // Options say how copies run.
@@ -71,6 +70,7 @@ type Store struct {
 	settings *integration.Store
 	buckets  *bucket.Pool
 	options  Options
+	events   *outbox.Store
 	woken    chan struct{}
 	copied   *batch.Loader[*copied, error]
 }
@@ -79,6 +79,7 @@ type Store struct {
 // whose settlements it records.
 func New(db *database.DB, l *ledger.Store, settings *integration.Store, buckets *bucket.Pool, options Options) *Store {
 	s := &Store{db: db, ledger: l, settings: settings, buckets: buckets, options: options, woken: make(chan struct{}, 1)}
+	s.events = outbox.New(db, s)
 	s.copied = batch.New(s.recordCopies)
 	return s
 }
@@ -139,14 +140,9 @@ func (s *Store) lockLanes(ctx context.Context, tx *sqlx.Tx, lanes ...int64) erro
 }
 
 // openGate lets a source's later events start when no snapshot of it is due.
-// The caller has locked the lane in an earlier statement, so that this one
-// sees what was assigned meanwhile.
+// The caller has locked the lane in an earlier statement.
 func (s *Store) openGate(ctx context.Context, tx *sqlx.Tx, laneID int64) error {
-	_, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {lanes} SET wake = wake + 1, ready_at = coalesce(ready_at, {now}),
-			gate_sequence = (SELECT min(sequence) FROM {copies} WHERE source_lane = ? AND state = 'pending')
-		WHERE lane_id = ?`), laneID, laneID)
-	if err != nil {
+	if _, err := tx.ExecContext(ctx, s.db.SQL(outbox.SetGate), laneID, laneID); err != nil {
 		return fmt.Errorf("open the gate of lane %d: %w", laneID, err)
 	}
 	return nil
@@ -158,6 +154,9 @@ func rows(values any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode rows: %w", err)
 	}
+	if string(encoded) == "null" {
+		return "[]", nil // a slice without a value
+	}
 	return string(encoded), nil
 }
 
@@ -168,12 +167,12 @@ func wrap(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// Record writes what settled events did to the ledger, to copies that their
-// media join, and to environments that were deleted. It is the outbox's
-// Recorder.
+// Record writes what settled events did to the ledger, to copies that wait for
+// them, and to environments that were deleted. It is the outbox's Recorder.
 func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settlement, snapshots map[int64]int64) error {
 	var effects []ledger.Effects
-	var endings []ending
+	var changed []mediaOf
+	var ended []ending
 	for _, st := range settled {
 		if unsure(st) {
 			possible, err := s.possibleWrite(ctx, tx, st.Event)
@@ -183,8 +182,13 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 			st.Effects.Possible = possible
 		}
 		effects = append(effects, st.Effects)
-		if e := st.Event; st.Ends() && e.Media() != "" && snapshots[e.LaneID] > 0 {
-			endings = append(endings, ending{LaneID: e.LaneID, MediaID: e.Media(), Changed: st.Effects.Put != nil})
+		e := st.Event
+		if !st.Ends() || e.Media() == "" || snapshots[e.LaneID] == 0 {
+			continue
+		}
+		ended = append(ended, ending{WaitsFor: e.Sequence, MediaID: e.Media()})
+		if st.Effects.Put != nil {
+			changed = append(changed, mediaOf{e.LaneID, e.Media()})
 		}
 	}
 	if err := s.ledger.Apply(ctx, tx, effects); err != nil {
@@ -195,7 +199,7 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 			return err
 		}
 	}
-	if len(endings) == 0 {
+	if len(ended) == 0 {
 		return nil
 	}
 	var copying bool
@@ -205,10 +209,10 @@ func (s *Store) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Settl
 	if !copying {
 		return nil
 	}
-	if err := s.lookAgainAt(ctx, tx, endings); err != nil {
+	if err := s.lookAgainAt(ctx, tx, changed); err != nil {
 		return err
 	}
-	return s.join(ctx, tx, endings)
+	return s.strike(ctx, tx, ended)
 }
 
 // unsure tells whether an event died without a word of its handler on what it
@@ -225,9 +229,7 @@ func (s *Store) recordOne(ctx context.Context, tx *sqlx.Tx, st *outbox.Settlemen
 	switch {
 	case st.Kind == outbox.Yield && st.Failure != nil && st.Failure.Class == failure.Integration:
 		return s.settings.BlockTx(ctx, tx, e.LaneID, st.Failure.Code, st.Failure.Error())
-	case st.Kind == outbox.Complete && e.Type == events.EnvironmentDeletedType && st.Outcome == outbox.Superseded:
-		return s.failCancelled(ctx, tx, e)
-	case st.Kind == outbox.Complete && e.Type == events.EnvironmentDeletedType:
+	case st.Kind == outbox.Complete && e.Type == events.EnvironmentDeletedType && st.Outcome != outbox.Superseded:
 		return s.forget(ctx, tx, e)
 	case st.Kind == outbox.Complete && e.Type == events.EnvironmentCreatedType && st.Outcome == outbox.Superseded:
 		return s.cancelCopy(ctx, tx, e.Sequence)

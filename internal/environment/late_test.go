@@ -39,9 +39,8 @@ func TestADeletionThatCommitsLateTakesWhatRanMeanwhileWithIt(t *testing.T) {
 	}
 }
 
-// Nothing will delete the environment, which lacks what the deletion had
-// cancelled before it died.
-func TestWhatASupersededDeletionHadCancelledCanBeRetried(t *testing.T) {
+// A deletion has cancelled copies into its environment when it died.
+func TestWhatADeadDeletionHasCancelledIsCopiedByAnotherCreation(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := newScene(t, db)
@@ -59,12 +58,14 @@ func TestWhatASupersededDeletionHadCancelledCanBeRetried(t *testing.T) {
 		s.retry(deletion)
 		s.Work()
 		s.ends([]string{deletion}, "completed superseded")
-		s.copied("dev", "incomplete", 0, map[string]string{"m1": "canceled", "m2": "canceled"})
-		if n := s.retryFailed("dev"); n != 2 {
-			s.t.Errorf("%d are copied again", n)
+		if got := s.state("dev"); got != "" {
+			t.Errorf("the copy is %s, want none", got)
 		}
+		dev.Publish(created("dev", ""))
 		s.Work()
 		s.copied("dev", "complete", 2, nil)
+		s.holds(map[string]string{"media/a.txt": "one", "media/b.txt": "two", directory("dev") + "a.txt": "one",
+			directory("dev") + "b.txt": "two", directory("dev") + "c.txt": "three"})
 	})
 }
 

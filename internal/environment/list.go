@@ -2,9 +2,9 @@ package environment
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
@@ -42,26 +42,31 @@ type Shown struct {
 	Failures []Failure `json:"failures"`
 }
 
-// listQuery has, for each environment, the last copy that was made into it. A
-// copy that owes nothing any more is over, whether or not the worker has noted
-// that already.
+// listQuery has each environment with the last copy that was made into it, and
+// those that no copy made while they are being deleted. A copy that owes nothing
+// any more is over, whether or not the worker has noted that already.
 const listQuery = `
 	SELECT service_id, environment_id, source_environment_id, directory, total, done, failed,
 		CASE WHEN deleting THEN 'deleting' WHEN copy_state IN ('pending', 'planned') OR open > 0 THEN 'running'
 			WHEN failed > 0 THEN 'incomplete' ELSE 'complete' END AS state
-	FROM (SELECT c.sequence, t.service_id, t.environment_id, s.environment_id AS source_environment_id,
+	FROM (SELECT coalesce(c.sequence, d.sequence) AS sequence, t.service_id, t.environment_id,
+			coalesce(s.environment_id, '') AS source_environment_id,
 			coalesce(i.directory, '') AS directory, c.state AS copy_state,
-			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state <> 'cancelled') AS total,
+			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence) AS total,
 			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence
 				AND x.state IN ('waiting', 'owed')) AS open,
 			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state = 'done') AS done,
 			(SELECT count(*) FROM {copy_items} x WHERE x.copy_sequence = c.sequence AND x.state = 'failed') AS failed,
-			EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = c.target_lane AND e.media_id IS NULL
-				AND e.type = 'EnvironmentDeleted' AND e.sequence > c.sequence
-				AND e.state IN ('available', 'running', 'retryable')) AS deleting
-		FROM {copies} c JOIN {lanes} t ON t.lane_id = c.target_lane JOIN {lanes} s ON s.lane_id = c.source_lane
-		LEFT JOIN {integrations} i ON i.lane_id = c.target_lane
-		WHERE c.sequence = (SELECT max(sequence) FROM {copies} m WHERE m.target_lane = c.target_lane)) AS listed`
+			d.sequence IS NOT NULL AND d.sequence > coalesce(c.sequence, 0) AS deleting
+		FROM {lanes} t
+		LEFT JOIN {copies} c ON c.target_lane = t.lane_id
+			AND c.sequence = (SELECT max(sequence) FROM {copies} m WHERE m.target_lane = t.lane_id)
+		LEFT JOIN (SELECT e.service_id, e.environment_id, max(e.sequence) AS sequence FROM {outbox} e
+			WHERE ` + outbox.EnvironmentEvent + ` AND e.type = 'EnvironmentDeleted' GROUP BY 1, 2) AS d
+			ON d.service_id = t.service_id AND d.environment_id = t.environment_id
+		LEFT JOIN {lanes} s ON s.lane_id = c.source_lane
+		LEFT JOIN {integrations} i ON i.lane_id = t.lane_id
+		WHERE c.sequence IS NOT NULL OR d.sequence IS NOT NULL) AS listed`
 
 // List returns the environments that were made from others, in the order in
 // which they were made, at most limit of them; 0 means all.
@@ -116,54 +121,59 @@ func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor
 	var done Retried
 	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		done = Retried{}
-		var lanes []int64
-		if err := tx.SelectContext(ctx, &lanes, s.db.SQL(`
-			SELECT lane_id FROM {lanes} WHERE service_id = ? AND environment_id = ?`), serviceID, environmentID); err != nil {
+		var copies []struct {
+			Sequence   int64 `db:"sequence"`
+			SourceLane int64 `db:"source_lane"`
+			TargetLane int64 `db:"target_lane"`
+		}
+		const last = `
+			SELECT c.sequence, c.source_lane, c.target_lane FROM {copies} c JOIN {lanes} t ON t.lane_id = c.target_lane
+			WHERE t.service_id = ? AND t.environment_id = ? ORDER BY c.sequence DESC LIMIT 1`
+		if err := tx.SelectContext(ctx, &copies, s.db.SQL(last), serviceID, environmentID); err != nil || len(copies) == 0 {
 			return err
 		}
-		// The lane first: the end of a copy, and the assigning of a deletion,
-		// then come before this or see what it owes.
-		if err := s.lockLanes(ctx, tx, lanes...); err != nil {
+		made := copies[0]
+		// Both lanes first: what ends in either, a snapshot, and the beginning of a
+		// deletion then come before this, or find what is owed.
+		if err := s.lockLanes(ctx, tx, made.SourceLane, made.TargetLane); err != nil {
 			return err
 		}
-		var copies []int64
-		if err := tx.SelectContext(ctx, &copies, s.db.SQL(`
-			SELECT max(c.sequence) FROM {copies} c JOIN {lanes} t ON t.lane_id = c.target_lane
-			WHERE t.service_id = ? AND t.environment_id = ? AND NOT EXISTS (SELECT 1 FROM {outbox} e
-				WHERE e.lane_id = t.lane_id AND e.media_id IS NULL AND e.type = 'EnvironmentDeleted'
-				AND e.sequence > c.sequence AND e.state IN ('available', 'running', 'retryable'))
-			HAVING max(c.sequence) IS NOT NULL`),
-			serviceID, environmentID); err != nil || len(copies) == 0 {
+		if deleted, err := s.pendingDeletion(ctx, tx, made.TargetLane, math.MaxInt64); err != nil || deleted > made.Sequence {
 			return err
 		}
 		if err := tx.GetContext(ctx, &done.Matched, s.db.SQL(`
-			SELECT count(*) FROM {copy_items} WHERE copy_sequence = ? AND state = 'failed'`), copies[0]); err != nil {
+			SELECT count(*) FROM {copy_items} WHERE copy_sequence = ? AND state = 'failed'`), made.Sequence); err != nil {
 			return err
 		}
-		begun, err := s.unassigned(ctx, tx, copies[0])
+		begun, err := s.mediaOfUnfinished(ctx, tx, made.SourceLane, made.TargetLane)
 		if err != nil {
 			return err
 		}
-		result, err := tx.ExecContext(ctx, s.db.SQL(`
-			UPDATE {copy_items} SET state = 'owed', failure_count = 0, first_failed_at = NULL, next_attempt_at = 0,
-				denied_at = NULL, denied_count = 0
+		var again []itemKey
+		if err := tx.SelectContext(ctx, &again, s.db.SQL(`
+			UPDATE {copy_items} SET state = CASE WHEN source_key = '' THEN 'waiting' ELSE 'owed' END,
+				failure_count = 0, first_failed_at = NULL, next_attempt_at = 0, denied_at = NULL, denied_count = 0
 			WHERE copy_sequence = ? AND state = 'failed'
 			AND media_id NOT IN (SELECT media_id FROM {rows v(media_id text)})
-			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = source_lane AND e.media_id = {copy_items}.media_id
-				AND e.state IN ('available', 'running', 'retryable'))
-			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = target_lane AND e.media_id = {copy_items}.media_id
-				AND e.state IN ('available', 'running', 'retryable'))`), copies[0], begun)
-		if err != nil {
+			RETURNING copy_sequence, media_id`), made.Sequence, begun); err != nil {
 			return err
 		}
-		if done.Changed, err = result.RowsAffected(); err != nil || done.Changed == 0 {
-			return err
+		if done.Changed = int64(len(again)); done.Changed == 0 {
+			return nil
 		}
 		if dryRun {
 			return errDryRun
 		}
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
-			UPDATE {copies} SET state = 'active' WHERE sequence = ? AND state = 'ended'`), copies[0]); err != nil {
+			UPDATE {copies} SET state = 'active' WHERE sequence = ? AND state = 'ended'`), made.Sequence); err != nil {
+			return err
+		}
+		// What had failed before its object was known takes what is there now.
+		ended, err := s.take(ctx, tx, again)
+		if err != nil {
+			return err
+		}
+		if err := s.strike(ctx, tx, ended); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, s.db.SQL(`
@@ -178,28 +188,24 @@ func (s *Store) RetryFailed(ctx context.Context, serviceID, environmentID, actor
 	return done, wrap("retry an environment's failed media", err)
 }
 
-// unassigned lists, as rows, the media of events of either environment of a copy
-// that stand in no lane yet: a worker may have begun them, and has them in its
-// memory alone.
-func (s *Store) unassigned(ctx context.Context, tx *sqlx.Tx, copySequence int64) (rows string, err error) {
-	var found []outbox.Event
-	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT e.type, e.service_id, e.environment_id, e.data FROM {outbox} e
-		JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
-		JOIN {copies} c ON l.lane_id IN (c.source_lane, c.target_lane)
-		WHERE e.lane_id IS NULL AND c.sequence = ?`), copySequence); err != nil {
-		return "", err
-	}
+// mediaOfUnfinished lists, as rows, the media of unfinished events of lanes: a
+// worker may have begun them.
+func (s *Store) mediaOfUnfinished(ctx context.Context, tx *sqlx.Tx, lanes ...int64) (string, error) {
 	type media struct {
 		ID string `json:"media_id"`
 	}
 	list := []media{}
-	for i := range found {
-		// What isn't valid begins nothing.
-		if event, err := found[i].Parse(); err == nil && event.Media() != "" {
-			list = append(list, media{event.Media()})
+	for _, laneID := range lanes {
+		if err := s.eachUnfinished(ctx, tx, laneID, 0, math.MaxInt64, func(found []*outbox.Event) error {
+			for _, e := range found {
+				if e.Media() != "" {
+					list = append(list, media{e.Media()})
+				}
+			}
+			return nil
+		}); err != nil {
+			return "", err
 		}
 	}
-	encoded, err := json.Marshal(list)
-	return string(encoded), err
+	return rows(list)
 }

@@ -193,7 +193,7 @@ func (h *history) create(source *stage.Place, media map[string]modelMedia) (at, 
 func (h *history) settle() {
 	h.Await("everything to end", func() bool {
 		var left int
-		h.get(&left, `SELECT (SELECT count(*) FROM {outbox} WHERE lane_id IS NULL OR state IN ('available', 'running', 'retryable'))
+		h.get(&left, `SELECT (SELECT count(*) FROM {outbox} WHERE state IN ('available', 'running', 'retryable'))
 			+ (SELECT count(*) FROM {copy_items} WHERE state IN ('owed', 'waiting'))`)
 		return left == 0
 	})

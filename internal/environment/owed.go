@@ -18,10 +18,11 @@ const (
 	// copyFirstFor is how long the source waits at most for a copy that fails,
 	// or can't begin, for a while.
 	copyFirstFor = time.Minute
+	// runningFor is how long an event waits at most for one of the source that runs.
+	runningFor = 10 * time.Minute
 	// lookAgain is when an event that waits for another worker's copy is
-	// started again; lookLater where an event of the source must end first.
+	// started again.
 	lookAgain = 100 * time.Millisecond
-	lookLater = time.Second
 )
 
 // owing is an item that an event may have to wait for.
@@ -32,7 +33,11 @@ type owing struct {
 	// CreationDue tells that the copy's EnvironmentCreated will run by itself.
 	CreationDue bool `db:"creation_due"`
 	// Overtaken tells that an unfinished event of the target went past it.
-	Overtaken bool `db:"overtaken"`
+	Overtaken   bool   `db:"overtaken"`
+	OvertakenBy *int64 `db:"overtaken_by"`
+	// Needed tells that a copy from the target waits for it, and comes before the
+	// event.
+	Needed bool `db:"needed"`
 	// Leased tells that somebody is copying it, Begun that somebody was whose end
 	// isn't known.
 	Leased bool  `db:"leased"`
@@ -40,11 +45,12 @@ type owing struct {
 	Now    int64 `db:"now_us"`
 }
 
-const owingColumns = itemColumns + `,
+const owingColumns = itemColumns + `, overtaken_by,
 	(SELECT c.state FROM {copies} c WHERE c.sequence = copy_sequence) AS copy_state,
 	(SELECT l.held FROM {lanes} l WHERE l.lane_id = target_lane) AS target_held,
-	EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = copy_sequence
-		AND e.state IN ('available', 'running', 'retryable')) AS creation_due,
+	EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = copy_sequence AND ` + outbox.Unfinished + `) AS creation_due,
+	EXISTS (SELECT 1 FROM {copy_waits} w WHERE w.waits_for = {copy_items}.copy_sequence
+		AND w.media_id = {copy_items}.media_id AND w.copy_sequence < ?) AS needed,
 	` + overtaken + ` AS overtaken, coalesce(leased_until >= {now}, false) AS leased,
 	(may_have_written OR leased_until IS NOT NULL) AS begun, {now} AS now_us`
 
@@ -57,9 +63,6 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 	if err != nil {
 		return err
 	}
-	if err := s.awaitDeletion(ctx, d.Event, encoded); err != nil {
-		return err
-	}
 	for again := true; again; {
 		again = false
 		items, err := s.owing(ctx, d.Event, encoded)
@@ -67,26 +70,41 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 			return err
 		}
 		for i := range items {
-			o := &items[i]
-			switch {
-			case o.SourceLane == d.Event.LaneID:
-				again, err = true, s.copyFromHere(ctx, o)
-			case o.CopyState != active && !o.CreationDue: // copied only if its creation is replayed
-			case o.State == waiting:
-				err = s.passWaiting(ctx, d.Event, o)
-			case o.Overtaken && o.Leased: // the event was dead when that copy began
-				err = &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
-			case o.Overtaken && o.Begun:
-				err = s.noteBegun(ctx, o)
-			case !o.Overtaken: // else it will find that it is late
-				again, err = true, s.copyToHere(ctx, o)
-			}
+			more, err := s.first(ctx, d.Event, &items[i])
 			if err != nil {
 				return err
 			}
+			again = again || more
 		}
 	}
 	return nil
+}
+
+// first does what an item asks for that comes before an event. It tells whether
+// that may have changed what else comes first.
+func (s *Store) first(ctx context.Context, e *outbox.Event, o *owing) (again bool, err error) {
+	switch {
+	case o.SourceLane == e.LaneID:
+		if o.State == waiting {
+			return false, nil // it waits for events that come before this one
+		}
+		return true, s.copyFromHere(ctx, o)
+	case o.CopyState != active && !o.CreationDue:
+		return false, nil // it is copied only if its creation is replayed
+	case replaces(e, o):
+		return false, s.overtake(ctx, e, o)
+	case o.Overtaken:
+		return false, s.awaitItem(ctx, o, *o.OvertakenBy)
+	case o.State == waiting:
+		return false, s.awaitItem(ctx, o, o.CopySequence)
+	}
+	return true, s.copyToHere(ctx, o)
+}
+
+// replaces tells whether an event makes an item of its media unneeded: an upload or
+// a deletion needs no earlier object, unless a copy from here does.
+func replaces(e *outbox.Event, o *owing) bool {
+	return o.MediaID == e.Media() && !o.Needed && (e.Type == events.MediaUploadedType || e.Type == events.MediaDeletedType)
 }
 
 // noteBegun records what attempts of an item may have written while the event
@@ -99,24 +117,6 @@ func (s *Store) noteBegun(ctx context.Context, o *owing) error {
 		}
 		return s.noteLeftovers(ctx, tx, []item{o.item})
 	}))
-}
-
-// awaitDeletion makes an event wait that needs an object which a later deletion
-// of its environment has kept from being copied: that will supersede it.
-func (s *Store) awaitDeletion(ctx context.Context, e *outbox.Event, names string) error {
-	var lacks bool
-	if err := s.db.GetContext(ctx, &lacks, s.db.SQL(`
-		SELECT CASE WHEN `+outbox.DeletionComes+`
-		THEN EXISTS (SELECT 1 FROM {copies} c JOIN {copy_items} i ON i.copy_sequence = c.sequence
-			WHERE c.target_lane = ? AND c.sequence < ? AND i.state = 'cancelled'
-			AND (i.media_id = ? OR i.file_name IN (SELECT name FROM {rows v(name text)})))
-		ELSE false END`), e.LaneID, e.Sequence, e.LaneID, e.Sequence, e.Media(), names); err != nil {
-		return wrap("look for a deletion that has begun", err)
-	}
-	if lacks {
-		return &outbox.Wait{For: lookLater, Reason: "the environment is about to be deleted"}
-	}
-	return nil
 }
 
 // nameRows are file names for use in a query.
@@ -142,36 +142,78 @@ func (s *Store) owing(ctx context.Context, e *outbox.Event, names string) ([]owi
 			from+`state = 'owed' AND target_lane = ? AND media_id = ?`+earlier+` UNION `+
 			from+`state = 'waiting' AND target_lane = ? AND media_id = ?`+earlier+` UNION `+
 			from+`state = 'owed' AND source_lane = ?`+byName+earlier+` UNION `+
-			from+`state = 'owed' AND target_lane = ?`+byName+earlier+`) ORDER BY copy_sequence, media_id`),
-		e.LaneID, e.Media(), e.LaneID, e.Media(), e.Sequence, e.LaneID, e.Media(), e.Sequence,
-		e.LaneID, names, e.Sequence, e.LaneID, names, e.Sequence)
+			from+`state = 'owed' AND target_lane = ?`+byName+earlier+` UNION
+			SELECT copy_sequence, media_id FROM {copy_names} WHERE target_lane = ?`+byName+earlier+`) ORDER BY copy_sequence, media_id`),
+		e.Sequence, e.LaneID, e.Media(), e.LaneID, e.Media(), e.Sequence, e.LaneID, e.Media(), e.Sequence,
+		e.LaneID, names, e.Sequence, e.LaneID, names, e.Sequence, e.LaneID, names, e.Sequence)
 	return items, wrap("look for copies that come first", err)
 }
 
-// passWaiting lets an event go past an item of its media that is yet to join.
-// An upload or a deletion needs no earlier object: the item then joins after
-// it, and finds that it is late. A rename would find nothing to rename, and
-// where a copy from here needs the item, it would get the event's object.
-func (s *Store) passWaiting(ctx context.Context, e *outbox.Event, o *owing) error {
-	var needed bool
-	if err := s.db.GetContext(ctx, &needed, s.db.SQL(`
-		SELECT EXISTS (SELECT 1 FROM {copy_items} WHERE state = 'waiting' AND source_lane = ? AND media_id = ?
-			AND copy_sequence > ? AND copy_sequence < ?)`), e.LaneID, o.MediaID, o.CopySequence, e.Sequence); err != nil {
-		return wrap("look whether a copy from here waits", err)
-	}
-	if needed || e.Type == events.MediaRenamedType {
-		return &outbox.Wait{For: lookLater, Reason: "the media is yet to be copied to this environment"}
-	}
+// overtake lets an event go past an item that it makes unneeded. Until the event has
+// ended nothing is copied; then the item finds that it is late, or is copied after
+// all, where the event has died. What attempts of the item may have written, the
+// event settles.
+func (s *Store) overtake(ctx context.Context, e *outbox.Event, o *owing) error {
 	result, err := s.db.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} SET overtaken_by = ? WHERE copy_sequence = ? AND media_id = ? AND state = 'waiting'`),
-		e.Sequence, o.CopySequence, o.MediaID)
+		UPDATE {copy_items} SET overtaken_by = ? WHERE copy_sequence = ? AND media_id = ? AND state = ?
+		AND (leased_until IS NULL OR leased_until < {now})
+		AND NOT EXISTS (SELECT 1 FROM {copy_waits} w WHERE w.waits_for = {copy_items}.copy_sequence
+			AND w.media_id = {copy_items}.media_id AND w.copy_sequence < ?)`),
+		e.Sequence, o.CopySequence, o.MediaID, o.State, e.Sequence)
 	if err != nil {
-		return wrap("go past an item that waits", err)
+		return wrap("go past an item", err)
 	}
-	if n, err := result.RowsAffected(); err != nil || n > 0 {
+	n, err := result.RowsAffected()
+	switch {
+	case err != nil:
+		return err
+	case n == 0:
+		return &outbox.Wait{For: lookAgain, Reason: "the media is just being copied to this environment", On: o.CopySequence}
+	case o.Begun:
+		return s.noteBegun(ctx, o)
+	}
+	return nil
+}
+
+// awaitItem waits for an item that can't be copied yet, for as long as what it waits
+// for goes on, and else for a minute.
+func (s *Store) awaitItem(ctx context.Context, o *owing, on int64) error {
+	wait := &outbox.Wait{For: 2 * lookAgain, Reason: "a media is yet to be copied to this environment", On: on}
+	what := scope{copySequence: o.CopySequence, targetLane: o.TargetLane, mediaID: o.MediaID}
+	if !o.tired() {
+		if err := s.startWaiting(ctx, what); err != nil {
+			return err
+		}
+		return wait
+	}
+	goesOn, err := s.goesOn(ctx, o)
+	if err != nil {
 		return err
 	}
-	return &outbox.Wait{For: lookAgain, Reason: "the media has just joined the copy to this environment"}
+	if goesOn {
+		return wait
+	}
+	return s.giveUpOne(ctx, what, "an event of the environment that it is copied to has waited for it for too long")
+}
+
+// goesOn tells whether what an item waits for is in its turn: an event that has
+// only not started yet, or has not run for too long, a copy to the source that is
+// due, or the event that went past it.
+func (s *Store) goesOn(ctx context.Context, o *owing) (bool, error) {
+	var found bool
+	err := s.db.GetContext(ctx, &found, s.db.SQL(`
+		WITH RECURSIVE w AS (
+			SELECT waits_for, media_id FROM {copy_waits} WHERE copy_sequence = ? AND media_id = ?
+			UNION SELECT x.waits_for, x.media_id FROM {copy_waits} x
+				JOIN w ON x.copy_sequence = w.waits_for AND x.media_id = w.media_id)
+		SELECT EXISTS (SELECT 1 FROM w JOIN {outbox} e ON e.sequence = w.waits_for
+				JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
+				WHERE NOT l.held AND (e.state = 'available' OR e.state = 'running' AND CAST(? AS integer) = 1))
+			OR EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = ? AND e.state IN ('available', 'running'))
+			OR EXISTS (SELECT 1 FROM w JOIN {copy_items} i ON i.copy_sequence = w.waits_for AND i.media_id = w.media_id
+				JOIN {lanes} l ON l.lane_id = i.target_lane WHERE i.state = 'owed' AND i.failure_count = 0 AND NOT l.held)`),
+		o.CopySequence, o.MediaID, number(o.waitedFor() < runningFor), o.OvertakenBy)
+	return found, wrap("look what a copy waits for", err)
 }
 
 // copyFromHere makes a copy whose source the event will change. The source
@@ -187,14 +229,14 @@ func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
 		if err := s.startWaiting(ctx, what); err != nil {
 			return err
 		}
-		return &outbox.Wait{For: lookAgain, Reason: "a copy from here is about to begin"}
+		return &outbox.Wait{For: lookAgain, Reason: "a copy from here is about to begin", On: o.CopySequence}
 	}
 	mine, err := s.lease(ctx, &o.item)
 	if err != nil {
 		return err
 	}
 	if !mine {
-		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
+		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first", On: o.CopySequence}
 	}
 	if err = s.copyItem(ctx, &o.item, true); err == nil {
 		return nil
@@ -208,20 +250,20 @@ func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
 		return s.giveUpOne(ctx, what, f.Error())
 	}
 	delay := min(s.options.Backoff(o.FailureCount+1), copyFirstFor/6)
-	return &outbox.Wait{For: max(delay, lookAgain), Reason: "a copy that comes first failed for now"}
+	return &outbox.Wait{For: max(delay, lookAgain), Reason: "a copy that comes first failed for now", On: o.CopySequence}
 }
 
 // copyToHere makes a copy that stands before the event in its own environment.
 func (s *Store) copyToHere(ctx context.Context, o *owing) error {
 	if o.CopyState != active || o.TargetHeld {
-		return &outbox.Wait{For: lookAgain, Reason: "the environment's copy is about to begin"}
+		return &outbox.Wait{For: lookAgain, Reason: "the environment's copy is about to begin", On: o.CopySequence}
 	}
 	mine, err := s.lease(ctx, &o.item)
 	if err != nil {
 		return err
 	}
 	if !mine {
-		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
+		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first", On: o.CopySequence}
 	}
 	if err = s.copyItem(ctx, &o.item, false); err == nil {
 		return nil
@@ -234,90 +276,24 @@ func (s *Store) copyToHere(ctx context.Context, o *owing) error {
 			return nil
 		}
 		// It may be looked at again, after an event of the source.
-		return &outbox.Wait{For: lookAgain, Reason: "a copy that comes first waits for its source"}
+		return &outbox.Wait{For: lookAgain, Reason: "a copy that comes first waits for its source", On: o.CopySequence}
 	case failure.Transient, failure.Integration:
 	}
-	return &outbox.Wait{For: max(s.options.Backoff(o.FailureCount+1), lookAgain), Reason: "a copy that comes first failed for now"}
+	return &outbox.Wait{
+		For: max(s.options.Backoff(o.FailureCount+1), lookAgain), Reason: "a copy that comes first failed for now", On: o.CopySequence,
+	}
 }
 
 // tired tells whether an item has failed, or was waited for, for as long as
 // the source waits.
-func (o *owing) tired() bool {
-	return o.FirstFailedAt != nil && o.Now-*o.FirstFailedAt >= copyFirstFor.Microseconds()
-}
+func (o *owing) tired() bool { return o.waitedFor() >= copyFirstFor }
 
-// scope is which items of a copy are meant: one media's, or all where that is
-// empty, or those only that have been waited for too long, or that events of
-// the target went past.
-type scope struct {
-	copySequence, targetLane int64
-	mediaID                  string
-	tired, overtaken         bool
-}
-
-const inScope = `copy_sequence = ? AND (CAST(? AS text) = '' OR media_id = ?) AND state = 'owed'`
-
-// startWaiting lets the time run that the source waits for items.
-func (s *Store) startWaiting(ctx context.Context, what scope) error {
-	_, err := s.db.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} SET first_failed_at = {now} WHERE first_failed_at IS NULL
-		AND (CAST(? AS integer) = 0 OR `+overtaken+`) AND `+inScope),
-		number(what.overtaken), what.copySequence, what.mediaID, what.mediaID)
-	return wrap("note that a copy is waited for", err)
-}
-
-// giveUpOne fails an item that would hold up its source, so that the source
-// goes on.
-func (s *Store) giveUpOne(ctx context.Context, what scope, why string) error {
-	left, err := s.giveUp(ctx, what, why)
-	if err == nil && left {
-		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first"}
+// waitedFor is how long ago an item first failed, or was first waited for.
+func (o *owing) waitedFor() time.Duration {
+	if o.FirstFailedAt == nil {
+		return 0
 	}
-	return err
-}
-
-// giveUp fails items that nobody copies right now. It tells whether any are
-// left.
-func (s *Store) giveUp(ctx context.Context, what scope, why string) (left bool, err error) {
-	words := "the media was changed in its environment before it could be copied: " + why
-	_, reasonWords := reason(failure.New(failure.Permanent, failure.SourceChanged, "%s", words))
-	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		if err := s.lockLanes(ctx, tx, what.targetLane); err != nil {
-			return err
-		}
-		var given []item
-		if err := tx.SelectContext(ctx, &given, s.db.SQL(`
-			UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?,
-				may_have_written = (may_have_written OR leased_until IS NOT NULL), leased_until = NULL
-			WHERE `+inScope+` AND (leased_until IS NULL OR leased_until < {now})
-			AND (CAST(? AS integer) = 0 OR first_failed_at < {now} - ?) RETURNING `+itemColumns),
-			failure.SourceChanged, reasonWords, what.copySequence, what.mediaID, what.mediaID,
-			number(what.tired), copyFirstFor.Microseconds()); err != nil {
-			return err
-		}
-		if err := s.closeCopy(ctx, tx, what.copySequence); err != nil {
-			return err
-		}
-		if err := s.letGo(ctx, tx, given, true); err != nil {
-			return err
-		}
-		return tx.GetContext(ctx, &left, s.db.SQL(`SELECT EXISTS (SELECT 1 FROM {copy_items} WHERE `+inScope+`)`),
-			what.copySequence, what.mediaID, what.mediaID)
-	})
-	return left, wrap("give up items of a copy", err)
-}
-
-// letGo ends the waiting for items that won't bring their media, and records what
-// they may have left. failed: a deletion is not why.
-func (s *Store) letGo(ctx context.Context, tx *sqlx.Tx, items []item, failed bool) error {
-	if err := s.noteLeftovers(ctx, tx, items); err != nil {
-		return err
-	}
-	endings := make([]ending, len(items))
-	for i, it := range items {
-		endings[i] = ending{LaneID: it.TargetLane, MediaID: it.MediaID, Failed: failed}
-	}
-	return s.join(ctx, tx, endings)
+	return time.Duration(o.Now-*o.FirstFailedAt) * time.Microsecond
 }
 
 // noteLeftovers records what earlier attempts of items may have written.
@@ -345,11 +321,4 @@ func (s *Store) noteLeftovers(ctx context.Context, tx *sqlx.Tx, items []item) er
 		}
 	}
 	return s.ledger.Apply(ctx, tx, []ledger.Effects{{Possible: possible}})
-}
-
-func number(yes bool) int {
-	if yes {
-		return 1
-	}
-	return 0
 }

@@ -3,6 +3,7 @@ package environment
 import (
 	"context"
 	"errors"
+	"math"
 	"strings"
 	"time"
 
@@ -56,27 +57,26 @@ func (s *Store) recordFailure(ctx context.Context, it *item, f *failure.Error, f
 
 // recordSourceChanged fails an item whose source isn't what the snapshot saw,
 // unless an event of the media may be about to say why: one that had begun
-// before the snapshot makes the item look again when it ends. An event that
-// isn't assigned yet may be of any media.
+// before the snapshot makes the item look again when it ends.
 func (s *Store) recordSourceChanged(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Error, first bool) error {
-	var changed, unfinished bool
-	if err := tx.QueryRowxContext(ctx, s.db.SQL(`
+	var changed bool
+	if err := tx.GetContext(ctx, &changed, s.db.SQL(`
 		SELECT NOT EXISTS (SELECT 1 FROM {copy_items} WHERE copy_sequence = ? AND media_id = ?
-				AND source_key = ? AND source_etag = ?),
-			EXISTS (SELECT 1 FROM {outbox} WHERE lane_id = ? AND media_id = ?
-				AND state IN ('available', 'running', 'retryable'))
-			OR EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l
-				ON l.service_id = e.service_id AND l.environment_id = e.environment_id
-				WHERE l.lane_id = ? AND e.lane_id IS NULL)`),
-		it.CopySequence, it.MediaID, it.SourceKey, it.SourceETag, it.SourceLane, it.MediaID, it.SourceLane).
-		Scan(&changed, &unfinished); err != nil {
+			AND source_key = ? AND source_etag = ?)`),
+		it.CopySequence, it.MediaID, it.SourceKey, it.SourceETag); err != nil {
 		return err
 	}
-	switch {
-	case changed:
+	if changed {
 		return s.putOff(ctx, tx, it, nil, 0)
-	case unfinished && !first:
-		return s.putOff(ctx, tx, it, nil, afterEvent)
+	}
+	if !first {
+		unfinished, err := s.events.UnfinishedOf(ctx, tx, it.SourceLane, it.MediaID, math.MaxInt64)
+		if err != nil {
+			return err
+		}
+		if unfinished != 0 {
+			return s.putOff(ctx, tx, it, nil, afterEvent)
+		}
 	}
 	return s.fail(ctx, tx, it, f)
 }
@@ -119,7 +119,7 @@ func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Erro
 	if err := s.closeCopy(ctx, tx, it.CopySequence); err != nil {
 		return err
 	}
-	return s.join(ctx, tx, []ending{{LaneID: it.TargetLane, MediaID: it.MediaID, Failed: true}})
+	return s.strike(ctx, tx, []ending{{WaitsFor: it.CopySequence, MediaID: it.MediaID, Failed: true}})
 }
 
 // readsElsewhere tells whether a denial may be of what the item reads outside

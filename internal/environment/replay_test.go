@@ -64,9 +64,9 @@ func TestAReplayedDeletionLeavesWhatWasUploadedSince(t *testing.T) {
 	})
 }
 
-// An event that lacks what its deletion has kept from being copied waits to be
-// superseded; the deletion must not wait for it.
-func TestADeletionDoesNotWaitForWhatItWillSupersede(t *testing.T) {
+// An event that waits for media of a paused source does so for a minute, and the
+// deletion waits for it: another environment's copy must contain what it does.
+func TestADeletionWaitsForAnEventThatACopyMustContain(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := newScene(t, db)
@@ -74,7 +74,6 @@ func TestADeletionDoesNotWaitForWhatItWillSupersede(t *testing.T) {
 		s.prod.Publish(s.Upload("m2", "c.txt", "two"))
 		s.Work()
 		s.pause(s.prod)
-		hang := s.AWS.Inject(hanging(copiesTo("dev"))) // m2's copy takes its time
 		ids := s.publish(
 			at{s.prod, s.Upload("m1", "a.txt", "one")}, // held
 			at{dev, created("dev", "")},
@@ -82,46 +81,21 @@ func TestADeletionDoesNotWaitForWhatItWillSupersede(t *testing.T) {
 			at{stg, created("stg", "dev")},
 			at{dev, deleted()})
 		s.Start()
-		s.Await("the deletion waiting", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'waiting' AND first_failed_at IS NOT NULL`))
-		// As if a minute had passed.
-		s.exec(`UPDATE {copy_items} SET first_failed_at = first_failed_at - 61000000 WHERE first_failed_at IS NOT NULL`)
-		s.Await("the cancelled copy", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'cancelled'`))
-		s.Await("the rename waiting for the deletion", s.has(`SELECT 1 FROM {outbox}
-			WHERE event_id = ? AND state = 'available' AND next_attempt_at IS NOT NULL`, ids[2]))
-		hang.Remove()
-		s.ends([]string{ids[2], ids[4]}, "completed superseded", "completed done")
+		s.Await("the rename waiting", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'waiting' AND first_failed_at IS NOT NULL`))
+		s.Await("the deletion waiting", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND next_attempt_at IS NOT NULL`, ids[4]))
+		s.ends(ids, "available", "completed done", "available", "completed done", "available")
+		s.aMinutePasses()
+		s.ends([]string{ids[2], ids[4]}, "completed skipped", "completed done")
+		s.Await("the copy", func() bool { return s.state("stg") == "incomplete" })
+		s.copied("stg", "incomplete", 1, map[string]string{"m1": "source_changed"})
+		s.holds(map[string]string{"media/c.txt": "two", directory("stg") + "c.txt": "two"})
 	})
 }
 
-// The copy has ended, but for what a deletion has cancelled, and the deletion hasn't.
-func TestAnEventWaitsForADeletionThoughTheCopyHasEnded(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		s := newScene(t, db)
-		dev := s.prod.In("dev")
-		s.prod.Publish(s.Upload("m2", "c.txt", "two"))
-		s.Work()
-		s.pause(s.prod)
-		hang := s.AWS.Inject(hanging(copiesTo("dev"))) // m2's copy takes its time
-		ids := s.publish(
-			at{s.prod, s.Upload("m1", "a.txt", "one")}, // held
-			at{dev, created("dev", "")},
-			at{dev, s.Rename("m1", "a.txt", "b.txt")})
-		s.Start()
-		s.Await("m2's copy", func() bool { return hang.Hits() > 0 })
-		ids = append(ids, dev.Publish(deleted()))
-		s.Await("the cancelled copy", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'cancelled'`))
-		for _, id := range ids[2:] {
-			s.Await("an event that waits", func() bool { return s.startAgain(id, "{now} + 3600000000") })
-		}
-		hang.Remove()
-		s.Await("the end of the copy", s.has(`SELECT 1 FROM {copy_items} WHERE media_id = 'm2' AND state = 'done'`))
-		s.startAgain(ids[2], "0")
-		s.Await("another attempt of the rename", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ?
-			AND (next_attempt_at BETWEEN 1 AND {now} + 60000000 OR finished_at IS NOT NULL)`, ids[2]))
-		s.startAgain(ids[3], "0")
-		s.ends(ids[2:], "completed superseded", "completed done")
-	})
+// aMinutePasses since somebody began to wait for items.
+func (s *scene) aMinutePasses() {
+	s.t.Helper()
+	s.exec(`UPDATE {copy_items} SET first_failed_at = first_failed_at - 61000000 WHERE first_failed_at IS NOT NULL`)
 }
 
 // wentPast makes an event of dev that went past an item, and died for the lack of
@@ -322,7 +296,7 @@ func TestACreationIsRetriedOnceItsSourceHasSettings(t *testing.T) {
 	})
 }
 
-func TestWhatADiscardedDeletionHasCancelledCanBeCopiedAgain(t *testing.T) {
+func TestWhatADiscardedDeletionHasCancelledIsCopiedByAnotherCreation(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := newScene(t, db)
@@ -343,13 +317,13 @@ func TestWhatADiscardedDeletionHasCancelledCanBeCopiedAgain(t *testing.T) {
 				outbox.Action{Actor: "test", Reason: "test"})
 			return err == nil && counts.Changed == 1
 		})
-		s.copied("dev", "incomplete", 0, map[string]string{"m1": "canceled", "m2": "canceled"})
+		if got := s.state("dev"); got != "" {
+			t.Errorf("the copy is %s, want none", got)
+		}
 		denial.Remove()
 		rule.Remove()
 		s.Await("the probe", func() bool { return dev.Integration().State == integration.Active })
-		if n := s.retryFailed("dev"); n != 2 {
-			t.Errorf("%d are copied again", n)
-		}
+		dev.Publish(created("dev", ""))
 		s.Await("the copies", func() bool { return s.state("dev") == "complete" })
 		s.holds(map[string]string{
 			"media/a.txt": "one", "media/b.txt": "two", directory("dev") + "a.txt": "one", directory("dev") + "b.txt": "two",

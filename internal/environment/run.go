@@ -85,6 +85,9 @@ func (r *runner) round(ctx, work context.Context, look bool) error {
 		if err := r.store.Snapshots(ctx); err != nil {
 			return err
 		}
+		if err := r.store.closeCopies(asking); err != nil {
+			return err
+		}
 		var err error
 		if r.due, err = r.store.dueCopies(asking); err != nil {
 			return err

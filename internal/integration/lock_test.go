@@ -15,16 +15,19 @@ import (
 
 type arrange func(t *testing.T, db *database.DB, lane int64)
 
+// publish leaves an event in that state. One that no worker has written yet names no
+// lane, and one that waits for its retry is parked.
 func publish(t testing.TB, db *database.DB, serviceID, environmentID string, laneID *int64, state string) {
 	t.Helper()
-	exec(t, db, `INSERT INTO {outbox} (event_id, type, service_id, environment_id, data, lane_id, state)
-		VALUES (?, 'MediaDeleted', ?, ?, '{}', ?, ?)`, uuid.NewString(), serviceID, environmentID, laneID, state)
+	exec(t, db, `INSERT INTO {outbox} (event_id, type, service_id, environment_id, data, lane_id, state, parked)
+		VALUES (?, 'MediaDeleted', ?, ?, '{}', ?, ?, ?)`, uuid.NewString(), serviceID, environmentID, laneID, state, state == "retryable")
 }
 
 func event(states ...string) arrange {
 	return func(t *testing.T, db *database.DB, lane int64) {
+		service := get[string](t, db, `SELECT service_id FROM {lanes} WHERE lane_id = ?`, lane)
 		for _, state := range states {
-			publish(t, db, "of the lane", "", &lane, state)
+			publish(t, db, service, "", &lane, state)
 		}
 	}
 }
@@ -91,11 +94,11 @@ func TestSettingsAreLockedWhileAnythingDependsOnThem(t *testing.T) {
 		{"event running", started(event("running")), events},
 		{"event to be retried", started(event("retryable")), events},
 		{"events finished", started(event("completed", "dead", "discarded")), nothing},
-		{"a worker at work, on what isn't in the lane yet", started(func(t *testing.T, db *database.DB, lane int64) {
+		{"a worker at work", started(func(t *testing.T, db *database.DB, lane int64) {
 			exec(t, db, `UPDATE {lanes} SET leased_by = 'w', leased_until = {now} + 60000000 WHERE lane_id = ?`, lane)
 		}), events},
-		{"event without a lane", started(func(t *testing.T, db *database.DB, _ int64) {
-			publish(t, db, "event without a lane", "", nil, "available")
+		{"event that no worker has written", started(func(t *testing.T, db *database.DB, _ int64) {
+			publish(t, db, "event that no worker has written", "", nil, "available")
 		}), events},
 		{"copy owed from it", started(func(t *testing.T, db *database.DB, lane int64) {
 			owe(t, db, lane, elsewhere, "owed")

@@ -191,19 +191,15 @@ func (s *Store) addUse(ctx context.Context, q sqlx.QueryerContext, integrations 
 		return err
 	}
 
-	// Events that aren't in their lane yet are few, whatever waits in lanes.
 	var counts []struct {
 		LaneID int64 `db:"lane_id"`
 		Events int64 `db:"events"`
 	}
 	err = sqlx.SelectContext(ctx, q, &counts, s.db.SQL(`
-		SELECT lane_id, count(*) AS events FROM {outbox}
-		WHERE state IN ('available', 'running', 'retryable') AND lane_id IN {ids} GROUP BY lane_id
-		UNION ALL
-		SELECT l.lane_id, count(*) AS events FROM {outbox} e
-		JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
-		WHERE e.lane_id IS NULL AND e.state = 'available' AND l.lane_id IN {ids} GROUP BY l.lane_id`),
-		string(encoded), string(encoded))
+		SELECT l.lane_id,
+			(SELECT count(*) FROM {outbox} e WHERE {in_lane e l} AND e.state IN ('available', 'running') AND NOT e.parked)
+			+ (SELECT count(*) FROM {outbox} e WHERE e.lane_id = l.lane_id AND e.parked) AS events
+		FROM {lanes} l WHERE l.lane_id IN {ids}`), string(encoded))
 	if err != nil {
 		return fmt.Errorf("count waiting events: %w", err)
 	}

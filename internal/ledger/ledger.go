@@ -37,11 +37,9 @@ func (o *Object) Live() bool { return o != nil && o.Key != nil }
 // HoldsKey tells whether the object stands at that key.
 func (o *Object) HoldsKey(key string) bool { return o.Live() && *o.Key == key }
 
-// Newer tells whether the ledger is past an event of that version and
-// sequence: older means a lower version, then a lower sequence.
-func (o *Object) Newer(version, sequence int64) bool {
-	return o != nil && (o.Version > version || o.Version == version && o.Sequence > sequence)
-}
+// Newer tells whether the ledger is past an event of that sequence. The version
+// decides nothing: the clocks of two nodes of the CMS may disagree.
+func (o *Object) Newer(sequence int64) bool { return o != nil && o.Sequence > sequence }
 
 // PossibleWrite is what an event that ended without completing may have left
 // in the bucket. The media's next event settles it.
@@ -150,8 +148,9 @@ func (s *Store) PruneTombstones(ctx context.Context, retention time.Duration, li
 		DELETE FROM {media_objects} WHERE (lane_id, media_id) IN (
 			SELECT m.lane_id, m.media_id FROM {media_objects} m
 			WHERE m.object_key IS NULL AND m.updated_at < {now} - ?
-			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = m.lane_id AND e.media_id = m.media_id
-				AND e.state IN ('available', 'running', 'retryable'))
+			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = m.lane_id AND e.media_id = m.media_id AND e.parked)
+			AND NOT EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l ON {in_lane e l} WHERE l.lane_id = m.lane_id
+				AND e.state IN ('available', 'running') AND NOT e.parked)
 			AND NOT EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = m.lane_id AND e.media_id = m.media_id
 				AND e.state = 'dead')
 			AND NOT EXISTS (SELECT 1 FROM {copy_items} i WHERE i.target_lane = m.lane_id AND i.media_id = m.media_id
@@ -159,7 +158,7 @@ func (s *Store) PruneTombstones(ctx context.Context, retention time.Duration, li
 			AND NOT EXISTS (SELECT 1 FROM {copy_items} i WHERE i.target_lane = m.lane_id AND i.media_id = m.media_id
 				AND i.state = 'waiting')
 			AND NOT EXISTS (SELECT 1 FROM {copy_items} i WHERE i.target_lane = m.lane_id AND i.media_id = m.media_id
-				AND i.state IN ('failed', 'cancelled'))
+				AND i.state = 'failed')
 			ORDER BY m.updated_at LIMIT ?)
 		AND object_key IS NULL`), retention.Microseconds(), limit)
 	if err != nil {

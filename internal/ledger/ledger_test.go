@@ -113,42 +113,52 @@ func TestViewsThatAreAskedForAtOnceEachGetTheirOwn(t *testing.T) {
 func TestATombstoneStaysWhileAnEventOfItsMediaMayStillRun(t *testing.T) {
 	t.Parallel()
 	cases := []struct {
-		name  string
-		state string // of an event of the media; none where empty
-		lane  int64  // the event's
-		young bool
-		live  bool
-		stays bool
+		name      string
+		state     string // of an event of the media; none where empty
+		elsewhere bool   // the event is of another environment
+		young     bool
+		live      bool
+		stays     bool
 	}{
 		{name: "no event", stays: false},
-		{name: "completed", state: "completed", lane: 1, stays: false},
-		{name: "discarded", state: "discarded", lane: 1, stays: false},
-		{name: "available", state: "available", lane: 1, stays: true},
-		{name: "running", state: "running", lane: 1, stays: true},
-		{name: "retryable", state: "retryable", lane: 1, stays: true},
-		{name: "dead", state: "dead", lane: 1, stays: true},
-		{name: "dead elsewhere", state: "dead", lane: 2, stays: false},
+		{name: "completed", state: "completed", stays: false},
+		{name: "discarded", state: "discarded", stays: false},
+		{name: "available", state: "available", stays: true},
+		{name: "running", state: "running", stays: true},
+		{name: "retryable", state: "retryable", stays: true},
+		{name: "dead", state: "dead", stays: true},
+		{name: "dead elsewhere", state: "dead", elsewhere: true, stays: false},
 		{name: "young", young: true, stays: true},
 		{name: "no tombstone", live: true, stays: true},
 	}
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		l := ledger.New(db)
 		want := map[string]bool{}
-		for _, tc := range cases {
-			key := ""
+		for i, tc := range cases {
+			lane, key := int64(i+1), ""
 			if tc.live {
 				key = "key"
 			}
-			if err := apply(t, db, ledger.Effects{Put: object(1, tc.name, key)}); err != nil {
+			exec(t, db, `INSERT INTO {lanes} (lane_id, service_id, environment_id) VALUES (?, ?, '')`, lane, tc.name)
+			put := object(lane, tc.name, key)
+			if err := apply(t, db, ledger.Effects{Put: put}); err != nil {
 				t.Fatal(err)
 			}
 			if !tc.young {
 				exec(t, db, `UPDATE {media_objects} SET updated_at = updated_at - ? WHERE media_id = ?`,
 					(2 * time.Hour).Microseconds(), tc.name)
 			}
+			service := tc.name
+			if tc.elsewhere {
+				lane, service = 1000, "another"
+			}
 			if tc.state != "" {
-				exec(t, db, `INSERT INTO {outbox} (event_id, type, service_id, data, lane_id, media_id, state)
-					VALUES (?, 'MediaUploaded', 's', '{}', ?, ?, ?)`, uuid.NewString(), tc.lane, tc.name, tc.state)
+				exec(t, db, `INSERT INTO {outbox} (event_id, type, service_id, data, state) VALUES (?, 'MediaUploaded', ?, '{}', ?)`,
+					uuid.NewString(), service, tc.state)
+			}
+			if tc.state != "available" { // which no worker has written
+				exec(t, db, `UPDATE {outbox} SET lane_id = ?, media_id = ?, parked = (state = 'retryable') WHERE service_id = ?`,
+					lane, tc.name, service)
 			}
 			want[tc.name] = tc.stays
 		}
@@ -159,8 +169,8 @@ func TestATombstoneStaysWhileAnEventOfItsMediaMayStillRun(t *testing.T) {
 			t.Errorf("%d went of the one that was left: %v", n, err)
 		}
 		got := map[string]bool{}
-		for _, tc := range cases {
-			got[tc.name] = view(t, l, 1, tc.name, "").Object != nil
+		for i, tc := range cases {
+			got[tc.name] = view(t, l, int64(i+1), tc.name, "").Object != nil
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("stays (-want +got):\n%s", diff)

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/jmoiron/sqlx"
@@ -26,13 +27,12 @@ type Counts struct {
 // adminBatch bounds one transaction of an action.
 const adminBatch = 500
 
-// The states that each action takes, as a condition on an event e. An
-// available event in the window of a living holder may be running, and so may
-// one that was published since and isn't assigned yet.
+// The states that each action takes, as a condition on an event e and its lane l.
+// An available event in the window of a living holder may be running.
 const (
 	retryTakes   = `e.state IN ('dead', 'retryable')`
-	discardTakes = `(e.state IN ('dead', 'retryable') OR e.state = 'available' AND e.lane_id IS NOT NULL AND (e.parked OR NOT EXISTS (
-		SELECT 1 FROM {lanes} h WHERE h.lane_id = e.lane_id AND h.leased_by IS NOT NULL AND h.leased_until >= {now})))`
+	discardTakes = `(e.state IN ('dead', 'retryable') OR e.state = 'available'
+		AND (e.parked OR l.leased_by IS NULL OR l.leased_until < {now}))`
 )
 
 // Retry makes dead events, and those that wait for a retry, run again now, in
@@ -49,31 +49,32 @@ func (s *Store) Discard(ctx context.Context, filter Filter, action Action) (Coun
 }
 
 type candidate struct {
-	Sequence int64 `db:"sequence"`
-	LaneID   int64 `db:"lane_id"`
-	Takes    bool  `db:"takes"`
+	sequence int64
+	environment
+	takes bool
 }
 
 func (s *Store) act(ctx context.Context, name string, filter Filter, action Action, takes string,
-	change func(context.Context, *sqlx.Tx, []int64) (int64, error)) (Counts, error) {
+	change func(context.Context, *sqlx.Tx, []*Event) error) (Counts, error) {
 	var counts Counts
 	if filter.Empty() {
 		return counts, fmt.Errorf("%s events: an empty filter would match every event: name some", name)
 	}
-	// An event that no worker has assigned yet could be assigned while it changes.
-	if err := s.AssignAll(ctx); err != nil {
-		return counts, err
+	// What is published from now on isn't meant, and would be found for ever.
+	var upTo int64
+	if err := s.db.GetContext(ctx, &upTo, s.db.SQL(`SELECT coalesce(max(sequence), 0) FROM {outbox}`)); err != nil {
+		return counts, fmt.Errorf("%s events: %w", name, err)
 	}
 	for after := int64(0); ; {
-		found, err := s.candidates(ctx, filter, takes, after)
+		found, last, err := s.candidates(ctx, filter, takes, after, upTo)
 		if err != nil {
 			return counts, fmt.Errorf("%s events: %w", name, err)
 		}
-		if len(found) == 0 {
+		if last == 0 {
 			return counts, nil
 		}
-		after = found[len(found)-1].Sequence
-		changed, err := s.change(ctx, name, action, found, change)
+		after = last
+		changed, err := s.change(ctx, name, action, takes, found, change)
 		if err != nil {
 			return counts, fmt.Errorf("%s events (%d were changed before): %w", name, counts.Changed, err)
 		}
@@ -83,105 +84,132 @@ func (s *Store) act(ctx context.Context, name string, filter Filter, action Acti
 	}
 }
 
-func (s *Store) candidates(ctx context.Context, filter Filter, takes string, after int64) ([]candidate, error) {
-	condition, args := filter.where()
-	var found []candidate
-	err := s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT e.sequence, coalesce(e.lane_id, 0) AS lane_id, `+takes+` AS takes
-		FROM {outbox} e LEFT JOIN {lanes} l ON l.lane_id = e.lane_id
-		WHERE e.sequence > ? AND (`+condition+`) ORDER BY e.sequence LIMIT ?`),
-		append(append([]any{after}, args...), adminBatch)...)
-	return found, err
+// candidates are the next events of a filter, and the last one that was looked at.
+func (s *Store) candidates(ctx context.Context, filter Filter, takes string, after, upTo int64) (list []candidate, last int64, err error) {
+	condition, args := filter.whereUnread()
+	var found []struct {
+		Event
+		Takes bool `db:"takes"`
+	}
+	err = s.db.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT e.sequence, e.type, e.service_id, e.environment_id, e.media_id,
+			CASE WHEN e.media_id IS NULL THEN e.data END AS data, `+takes+` AS takes
+		FROM {outbox} e LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
+		WHERE e.sequence > ? AND e.sequence <= ? AND (`+condition+`) ORDER BY e.sequence LIMIT ?`),
+		append(append([]any{after, upTo}, args...), adminBatch)...)
+	for i := range found {
+		f := &found[i]
+		last = f.Sequence
+		if filter.hasMedia(&f.Event) {
+			list = append(list, candidate{f.Sequence, environment{f.ServiceID, f.EnvironmentID}, f.Takes})
+		}
+	}
+	return list, last, err
 }
 
 // change does one batch, with the lanes locked so that their holders and
 // nobody else wait for it.
-func (s *Store) change(ctx context.Context, name string, action Action, found []candidate,
-	change func(context.Context, *sqlx.Tx, []int64) (int64, error)) (changed int64, err error) {
-	var sequences, lanes []int64
+func (s *Store) change(ctx context.Context, name string, action Action, takes string, found []candidate,
+	change func(context.Context, *sqlx.Tx, []*Event) error) (changed int64, err error) {
+	var sequences []int64
+	var lanes []environment
 	for _, c := range found {
-		if c.Takes {
-			sequences = append(sequences, c.Sequence)
-			lanes = append(lanes, c.LaneID)
+		if c.takes {
+			sequences = append(sequences, c.sequence)
+			if c.lane() {
+				lanes = append(lanes, c.environment)
+			}
 		}
 	}
 	if len(sequences) == 0 || action.DryRun {
 		return int64(len(sequences)), nil
 	}
-	slices.Sort(lanes)
 	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		ids, err := rows(slices.Compact(slices.Clone(lanes)))
+		changed = 0
+		made, err := s.makeLanes(ctx, tx, lanes)
+		if err != nil {
+			return err
+		}
+		laneIDs, err := rows(sortedIDs(made))
 		if err != nil {
 			return err
 		}
 		var locked []int64
 		if err := tx.SelectContext(ctx, &locked, s.db.SQL(`
-			SELECT lane_id FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id {for_update}`), ids); err != nil {
+			SELECT lane_id FROM {lanes} WHERE lane_id {in_ids} ORDER BY lane_id {for_update}`), laneIDs); err != nil {
 			return err
 		}
-		if changed, err = change(ctx, tx, sequences); err != nil || changed == 0 {
+		ids, err := rows(sequences)
+		if err != nil {
 			return err
 		}
+		// What was a candidate may have run, or begun to, before its lane was locked.
+		var taken []*Event
+		if err := tx.SelectContext(ctx, &taken, s.db.SQL(`
+			SELECT `+eventColumns+`, coalesce(l.lane_id, 0) AS lane_id FROM {outbox} e
+			LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
+			WHERE e.sequence {in_ids} AND `+takes+` ORDER BY e.sequence`), ids); err != nil || len(taken) == 0 {
+			return err
+		}
+		for _, e := range taken {
+			e.describe()
+		}
+		if err := change(ctx, tx, taken); err != nil {
+			return err
+		}
+		changed = int64(len(taken))
 		_, err = tx.ExecContext(ctx, s.db.SQL(`
 			INSERT INTO {audit} (at, actor, action, target, reason, changed) VALUES ({now}, ?, ?, ?, ?, ?)`),
-			text(action.Actor), "events "+name, fmt.Sprintf("%d events from sequence %d", changed, sequences[0]),
+			text(action.Actor), "events "+name, fmt.Sprintf("%d events from sequence %d", changed, taken[0].Sequence),
 			text(action.Reason), changed)
 		return err
 	})
 	return changed, err
 }
 
-func (s *Store) retry(ctx context.Context, tx *sqlx.Tx, sequences []int64) (int64, error) {
-	ids, err := rows(sequences)
-	if err != nil {
-		return 0, err
-	}
-	var lanes []int64
-	if err := tx.SelectContext(ctx, &lanes, s.db.SQL(`
+func sortedIDs(lanes map[environment]int64) []int64 { return slices.Sorted(maps.Values(lanes)) }
+
+// retry lets events run again. Their resources keep them in order, also where they
+// were never written: an event that died without being handled.
+func (s *Store) retry(ctx context.Context, tx *sqlx.Tx, list []*Event) error {
+	if err := s.exec(ctx, tx, `
 		UPDATE {outbox} AS e SET state = 'available', parked = false, requeued = true, next_attempt_at = NULL,
-			failure_count = 0, denied_at = NULL, denied_count = 0, lapse_count = 0, finished_at = NULL
-		WHERE e.sequence {in_ids} AND `+retryTakes+` RETURNING lane_id`), ids); err != nil || len(lanes) == 0 {
-		return 0, err
+			failure_count = 0, denied_at = NULL, denied_count = 0, lapse_count = 0, finished_at = NULL,
+			lane_id = v.lane_id, media_id = v.media_id, version = v.version, resources = v.resources
+		FROM {rows v(`+describedColumns+`)} WHERE e.sequence = v.sequence`, describedRows(list)); err != nil {
+		return err
 	}
-	woken := make(map[int64]bool)
-	for _, laneID := range lanes {
-		woken[laneID] = true
-	}
-	// What was dead when it was found was never there to be read: what is read now
-	// may come before something that commits late.
-	if _, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {lanes} AS l SET last_sequence = v.sequence FROM (
-			SELECT lane_id, max(sequence) AS sequence FROM {outbox} WHERE sequence {in_ids} GROUP BY lane_id) AS v
-		WHERE l.lane_id = v.lane_id AND l.last_sequence < v.sequence`), ids); err != nil {
-		return 0, err
-	}
-	return int64(len(lanes)), s.wakeLanes(ctx, tx, woken)
+	return s.wakeLanes(ctx, tx, lanesOf(list))
 }
 
-func (s *Store) discard(ctx context.Context, tx *sqlx.Tx, sequences []int64) (int64, error) {
-	ids, err := rows(sequences)
-	if err != nil {
-		return 0, err
+func lanesOf(list []*Event) map[int64]bool {
+	lanes := make(map[int64]bool)
+	for _, e := range list {
+		lanes[e.LaneID] = true
 	}
-	var discarded []*Event
-	if err := tx.SelectContext(ctx, &discarded, s.db.SQL(`
-		UPDATE {outbox} AS e SET state = 'discarded', finished_at = {now}, parked = false, requeued = false,
-			next_attempt_at = NULL
-		WHERE e.sequence {in_ids} AND `+discardTakes+` RETURNING `+eventColumns), ids); err != nil || len(discarded) == 0 {
-		return 0, err
+	return lanes
+}
+
+func (s *Store) discard(ctx context.Context, tx *sqlx.Tx, list []*Event) error {
+	ids, err := rows(sequencesOf(list))
+	if err != nil {
+		return err
 	}
 	tainted, err := s.tainted(ctx, tx, ids)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if err := s.recorder.RecordDiscarded(ctx, tx, discarded, tainted); err != nil {
-		return 0, err
+	if err := s.exec(ctx, tx, `
+		UPDATE {outbox} AS e SET state = 'discarded', finished_at = {now}, parked = false, requeued = false,
+			holding = false, next_attempt_at = NULL,
+			lane_id = v.lane_id, media_id = v.media_id, version = v.version, resources = v.resources
+		FROM {rows v(`+describedColumns+`)} WHERE e.sequence = v.sequence`, describedRows(list)); err != nil {
+		return err
 	}
-	if _, err := tx.ExecContext(ctx, s.db.SQL(`
-		UPDATE {outbox} SET holding = false WHERE sequence {in_ids} AND state = 'discarded'`), ids); err != nil {
-		return 0, err
+	if err := s.recorder.RecordDiscarded(ctx, tx, list, tainted); err != nil {
+		return err
 	}
-	return int64(len(discarded)), s.release(ctx, tx, discarded)
+	return s.release(ctx, tx, list)
 }
 
 // tainted tells which events a worker that died may have started, also where
@@ -189,7 +217,7 @@ func (s *Store) discard(ctx context.Context, tx *sqlx.Tx, sequences []int64) (in
 func (s *Store) tainted(ctx context.Context, tx *sqlx.Tx, ids string) (map[int64]bool, error) {
 	var found []int64
 	err := tx.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT e.sequence FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
+		SELECT e.sequence FROM {outbox} e JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
 		WHERE (e.sequence <= l.tainted_to OR l.leased_until < {now}) AND e.sequence {in_ids}`), ids)
 	tainted := make(map[int64]bool, len(found))
 	for _, sequence := range found {

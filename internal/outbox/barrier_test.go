@@ -1,12 +1,14 @@
 package outbox_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
@@ -40,7 +42,7 @@ func TestEverythingWaitsForABarrierThatIsRetried(t *testing.T) {
 	each(t, func(w *world) {
 		barrier := w.publishIn("s", "dev", events.EnvironmentCreated{EnvironmentServiceID: "dev"})[0]
 		list := w.publishIn("s", "dev", touch("a"), touch("b"), touch("a"))
-		w.assign()
+		w.want()
 		w.exec(`UPDATE {lanes} SET gate_sequence = NULL`)
 		var lane outbox.Lane
 		for _, l := range w.claim("w") {
@@ -58,7 +60,7 @@ func TestEverythingWaitsForABarrierThatIsRetried(t *testing.T) {
 	})
 }
 
-// What has ended must hold nothing back, however late its holder parks it.
+// An ended event must hold nothing back, however late its holder parks it.
 func TestAnEndedEventGetsNoHolds(t *testing.T) {
 	each(t, func(w *world) {
 		list := w.publish("s", touch("a"), touch("a"), touch("b"))
@@ -156,12 +158,121 @@ func checkOrder(t testing.TB, order []int64, shared map[int64][]string) {
 func TestTheFirstOfTwoCopiesKeepsTheGate(t *testing.T) {
 	each(t, func(w *world) {
 		first := w.publishIn("s", "dev", events.EnvironmentCreated{EnvironmentServiceID: "dev"})[0]
-		w.assign()
+		w.want()
 		w.publishIn("s", "test", events.EnvironmentCreated{EnvironmentServiceID: "test"})
-		w.assign()
+		w.want()
 		source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
-		if gate := w.status(source).Gate; gate == nil || *gate != first {
+		if gate := w.gate(source); gate == nil || *gate != first {
 			w.t.Errorf("the gate is at %v, want %d", gate, first)
 		}
 	})
+}
+
+// gate is from which event on a lane is read when the snapshot of it was taken.
+func (w *world) gate(laneID int64) *int64 {
+	w.t.Helper()
+	return one[*int64](w, `SELECT gate_sequence FROM {lanes} WHERE lane_id = ?`, laneID)
+}
+
+func TestTheSourceOfACopyWaitsForItsSnapshot(t *testing.T) {
+	each(t, func(w *world) {
+		before := w.publish("s", touch("a"))[0]
+		created := w.publishIn("s", "dev", events.EnvironmentCreated{EnvironmentServiceID: "dev"})[0]
+		after := w.publish("s", touch("b"))[0]
+		gates, err := w.store.NoteCreations(w.t.Context())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if diff := cmp.Diff(map[outbox.Environment]int64{{ServiceID: "s"}: created}, gates); diff != "" {
+			w.t.Errorf("gates: %s", diff)
+		}
+		source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
+		if diff := cmp.Diff([]int64{before}, sequences(w.read(source))); diff != "" {
+			w.t.Errorf("before the snapshot: %s", diff)
+		}
+		if gate := w.gate(source); !w.status(source).Gated || gate == nil || *gate != created {
+			w.t.Errorf("the gate is at %v, want %d", gate, created)
+		}
+		w.exec(`UPDATE {copies} SET state = 'active'`)
+		w.exec(`UPDATE {lanes} SET gate_sequence = NULL`)
+		found := w.readAfter(source, before)
+		if diff := cmp.Diff([]int64{after}, sequences(found)); diff != "" {
+			w.t.Errorf("after the snapshot: %s", diff)
+		}
+		if len(found) > 0 && !found[0].Copying {
+			w.t.Error("a later event doesn't know of the copy that is owed")
+		}
+		if gates, err := w.store.NoteCreations(w.t.Context()); err != nil || len(gates) > 0 {
+			w.t.Errorf("noted again: %v, %v", gates, err)
+		}
+	})
+}
+
+// A worker that sees an environment created starts nothing of its source that was
+// published later, whether it has read that or not.
+func TestAWorkerStartsNothingOfASourceBeforeItsSnapshot(t *testing.T) {
+	each(t, func(w *world) {
+		h := newHands()
+		due := make(chan struct{}, 100)
+		start(w.t, w.store, configured("w", func(c *outbox.Config) {
+			c.LaneConcurrency = 1
+			c.Created = func() { due <- struct{}{} }
+		}), h.handle)
+		first := w.publish("s", touch("a"))[0]
+		w.await("the first runs", func() bool { return h.runs(first) })
+		tx := w.begin()
+		before := w.insert(tx, "s", "", touch("before"))
+		created := w.insert(tx, "s", "dev", events.EnvironmentCreated{EnvironmentServiceID: "dev"})
+		after := w.insert(tx, "s", "", touch("after"))
+		w.commit(tx)
+		<-due // somebody is told that a snapshot is due
+		after2 := w.publish("s", touch("after"))[0]
+		w.runs(h, first, done)
+		w.await("the one before runs", func() bool { return h.runs(before, created) || h.runs(before) })
+		w.runs(h, before, done)
+		w.settles(h)
+		if running := h.running(); slices.Contains(running, after) || slices.Contains(running, after2) {
+			w.t.Fatalf("%v run before the snapshot after %d", running, created)
+		}
+		source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
+		w.exec(`UPDATE {copies} SET state = 'active'`)
+		w.exec(outbox.SetGate, source, source)
+		w.await("the later one runs", func() bool { return slices.Contains(h.running(), after) })
+		if !h.delivery(after).Event.Copying {
+			w.t.Error("a later event doesn't know of the copy that is owed")
+		}
+		w.runs(h, after, done)
+		w.runs(h, after2, done)
+	})
+}
+
+// The event that created the environment may commit late, when what comes after it
+// was read already and waits.
+func TestWhatWaitsInMemoryHeedsASnapshotThatIsDueLate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	h := newHands()
+	due := make(chan struct{}, 100)
+	worker := start(t, w.store, configured("w", func(c *outbox.Config) {
+		c.LaneConcurrency = 1
+		c.Created = func() { due <- struct{}{} }
+	}), h.handle)
+	first := w.publish("s", touch("a"))[0]
+	w.await("the first runs", func() bool { return h.runs(first) })
+	tx := w.begin()
+	w.insert(tx, "s", "dev", events.EnvironmentCreated{EnvironmentServiceID: "dev"})
+	after := w.publish("s", touch("after"))[0]
+	w.await("the later one was read", func() bool { return worker.Waits(after) })
+	w.commit(tx)
+	<-due
+	h.end(first, done)
+	w.await("the first has ended", func() bool { return w.state(first) == "completed done" })
+	w.settles(h)
+	if slices.Contains(h.running(), after) {
+		t.Fatal("the later one runs before the snapshot")
+	}
+	source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
+	w.exec(`UPDATE {copies} SET state = 'active'`)
+	w.exec(outbox.SetGate, source, source)
+	w.runs(h, after, done)
 }

@@ -8,102 +8,109 @@ import (
 	"github.com/ownbucket/ownbucket/events"
 )
 
-// What ends while a lane is being read, or while a look is under way that may
-// bring it something, was not seen by either: whatever they bring must heed it.
+// An event may end while its lane is being read. The reading has not seen that, so
+// whatever it brings must heed it.
 
 func event(sequence int64, media string) *Event {
-	return &Event{Sequence: sequence, LaneID: 1, Resources: `["m:` + media + `"]`, Taken: true, token: 1}
+	return &Event{Sequence: sequence, LaneID: 1, Resources: `["m:` + media + `"]`}
 }
 
 // ends has an event of the lane run and end.
-func (l *lane) ends(s *Subscriber, e *Event, kind Kind) {
+func (l *lane) ends(s *Subscriber, e *Event, verdict Verdict) {
 	l.schedule.add(e, false)
-	started := l.schedule.next(1, 0)
+	started := l.schedule.next(1)
 	l.schedule.start(started[0])
 	s.unsettled++
-	s.finished(&result{lane: l, entry: started[0], settled: Settlement{Event: e, Verdict: Verdict{Kind: kind, Outcome: Done}}})
+	s.finished(&result{lane: l, entry: started[0], settled: Settlement{Event: e, Verdict: verdict}})
+}
+
+var (
+	completes = Verdict{Kind: Complete, Outcome: Done}
+	retries   = Verdict{Kind: Retry}
+)
+
+// takes puts what was read into the lane, which was read from its beginning.
+func (l *lane) takes(s *Subscriber, r Reading, found ...*Event) {
+	r.LaneID = l.LaneID
+	if r.Limit == 0 {
+		r.Limit = 9
+	}
+	s.take(found, map[int64]*lane{1: l}, map[int64]Reading{1: r})
 }
 
 func TestWhatIsReadWhileAnEventIsParkedIsLookedUpBeforeItStarts(t *testing.T) {
 	t.Parallel()
 	s, l := holding(t)
 	l.ended = make(map[int64]bool)
-	l.ends(s, event(1, "a"), Retry)
-	s.take([]*Event{event(2, "a")}, map[int64]*reading{1: {lane: l, Reading: Reading{LaneID: 1, Limit: 9}}})
-	if len(l.schedule.pending) != 1 || len(l.schedule.next(1, 0)) > 0 {
-		t.Errorf("%d events wait, of which %d may start", len(l.schedule.pending), len(l.schedule.next(1, 0)))
+	l.ends(s, event(1, "a"), retries)
+	l.takes(s, Reading{}, event(2, "a"))
+	if len(l.schedule.pending) != 1 || len(l.schedule.next(1)) > 0 {
+		t.Errorf("%d events wait, of which %d may start", len(l.schedule.pending), len(l.schedule.next(1)))
+	}
+}
+
+// So is what waited already.
+func TestWhatWaitsWhileAnEventIsParkedIsLookedUpBeforeItStarts(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	l.schedule.add(event(1, "a"), false)
+	l.schedule.add(event(2, "a"), false)
+	l.schedule.add(event(3, "b"), false)
+	l.ends(s, event(1, "a"), Verdict{Kind: Defer, Behind: []string{MediaResource("b")}})
+	if len(l.schedule.pending) != 2 || len(l.schedule.next(2)) > 0 {
+		t.Errorf("%d events wait, of which %d may start", len(l.schedule.pending), len(l.schedule.next(2)))
 	}
 }
 
 func TestWhatEndedWhileItWasReadIsNotRunAgain(t *testing.T) {
 	t.Parallel()
 	s, l := holding(t)
-	l.ended = make(map[int64]bool)
-	l.ends(s, event(1, "a"), Complete)
-	s.take([]*Event{event(1, "a")}, map[int64]*reading{1: {lane: l, Reading: Reading{LaneID: 1, Limit: 9}}})
+	l.ended, l.refill = make(map[int64]bool), false
+	l.ends(s, event(1, "a"), completes)
+	l.takes(s, Reading{}, event(1, "a"))
 	if len(l.schedule.pending) > 0 {
 		t.Error("it waits to run again")
 	}
-}
-
-func TestWhatALookTookWhileAnEventWasParkedIsLookedUpBeforeItStarts(t *testing.T) {
-	t.Parallel()
-	for name, park := range map[string]func(t *testing.T, s *Subscriber, l *lane){
-		"to be retried": func(_ *testing.T, s *Subscriber, l *lane) { l.ends(s, event(1, "a"), Retry) },
-		"behind a parked one": func(t *testing.T, s *Subscriber, l *lane) {
-			ctx := t.Context()
-			for _, query := range []string{
-				`INSERT INTO {lanes} (lane_id, service_id, environment_id, leased_by, leased_until, lease_token)
-					VALUES (1, 's', '', 'w', 9000000000000000, 1)`,
-				`INSERT INTO {outbox} (sequence, event_id, type, service_id, data, lane_id, state, holding)
-					VALUES (0, '00000000-0000-0000-0000-000000000000', 'MediaDeleted', 's', '{}', 1, 'retryable', true),
-					(1, '00000000-0000-0000-0000-000000000001', 'MediaDeleted', 's', '{}', 1, 'available', false)`,
-				`INSERT INTO {holds} (lane_id, resource, sequence) VALUES (1, 'm:a', 0)`,
-			} {
-				if _, err := s.store.db.ExecContext(ctx, s.store.db.SQL(query)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			l.schedule.add(event(1, "a"), true)
-			if err := s.parkBlocked(ctx); err != nil {
-				t.Fatal(err)
-			}
-			if len(l.schedule.pending) > 0 {
-				t.Fatal("it isn't parked")
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s, l := holding(t)
-			if _, ok := s.look(time.Now()); !ok {
-				t.Fatal("no look is due")
-			}
-			park(t, s, l)
-			s.feed(t.Context(), Assigned{Taken: []*Event{event(2, "a")}}, time.Now())
-			if len(l.schedule.pending) != 1 || len(l.schedule.next(1, 0)) > 0 {
-				t.Errorf("%d events wait, of which %d may start", len(l.schedule.pending), len(l.schedule.next(1, 0)))
-			}
-		})
+	if !l.refill {
+		t.Error("the lane isn't read again: an operator may have replayed it meanwhile")
 	}
 }
 
-// What was published before a deletion that has completed is superseded, also
-// where the lane's status was asked for earlier; and what of it was only in
-// memory is found again, to be ended so.
+// An event that the worker has not seen is brought by its next look, with all that
+// comes before it.
+func TestWhatTheFeedHasNotSeenDoesNotStart(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	s.log = &seenLog{high: 5, gaps: []gap{{From: 2, To: 3}}}
+	l.takes(s, Reading{}, event(1, "a"), event(2, "b"), event(3, "c"), event(5, "d"), event(6, "e"))
+	if got := entrySequences(l.schedule.pending); len(got) != 2 || got[0] != 1 || got[1] != 5 {
+		t.Errorf("%v wait to start, want 1 and 5", got)
+	}
+	l.refill = true
+	if r := s.readings(map[int64]*lane{1: l}, []Status{{LaneID: 1, Token: l.Token}})[1]; r.UpTo != 5 {
+		t.Errorf("the lane is read up to %d, and the worker has seen up to 5", r.UpTo)
+	}
+	found := []seen{{Sequence: 2, Open: true, environment: environment{"s", ""}}}
+	l.refill = false
+	s.admit(found, 3, false, false)
+	if !l.refill || l.cursor != 1 {
+		t.Errorf("after a look at 2, the lane is read again: %t, from above %d", l.refill, l.cursor)
+	}
+}
+
+// A deletion that has completed supersedes earlier events, also where the lane's status was asked for earlier.
 func TestACompletedDeletionIsNotForgotten(t *testing.T) {
 	t.Parallel()
 	s, l := holding(t)
-	s.store.sweep.passed = 9
 	deletion := &Event{Sequence: 5, LaneID: 1, Type: events.EnvironmentDeletedType, Resources: `["*"]`}
 	l.schedule.add(deletion, false)
-	running := l.schedule.next(1, 0)
+	running := l.schedule.next(1)
 	l.schedule.start(running[0])
 	s.unsettled++
 	l.schedule.add(event(4, "a"), false)
-	s.finished(&result{lane: l, entry: running[0], settled: Settlement{Event: deletion, Verdict: Verdict{Kind: Complete, Outcome: Done}}})
-	if len(l.schedule.pending) > 0 || s.store.sweep.passed >= 4 {
-		t.Errorf("%d events wait, and the next look begins above %d", len(l.schedule.pending), s.store.sweep.passed)
+	s.finished(&result{lane: l, entry: running[0], settled: Settlement{Event: deletion, Verdict: completes}})
+	if len(l.schedule.pending) > 0 {
+		t.Errorf("%d events wait", len(l.schedule.pending))
 	}
 	s.readings(map[int64]*lane{1: l}, []Status{{LaneID: 1, Token: l.Token, DeletedSequence: 3}})
 	if l.status.DeletedSequence != deletion.Sequence {
@@ -111,71 +118,44 @@ func TestACompletedDeletionIsNotForgotten(t *testing.T) {
 	}
 }
 
-// What was published before a deletion that has begun, and is tried again, doesn't
-// start meanwhile, whatever way it comes into memory.
+// A deletion that has begun supersedes earlier events, however the attempt ends.
 func TestADeletionThatHasBegunIsNotForgotten(t *testing.T) {
 	t.Parallel()
 	s, l := holding(t)
-	s.store.sweep.passed = 9
-	deletion := &Event{Sequence: 5, LaneID: 1, Type: events.EnvironmentDeletedType, Resources: `["*"]`}
-	attempt := func(kind Kind, meanwhile func()) {
-		l.schedule.add(deletion, false)
-		running := l.schedule.next(1, 0)
-		l.schedule.start(running[0])
-		s.unsettled++
-		meanwhile()
-		s.finished(&result{lane: l, entry: running[0], settled: Settlement{Event: deletion, Verdict: Verdict{Kind: kind}}})
-	}
-	none := func(how string, lowest int64) {
-		t.Helper()
-		if len(l.schedule.pending) > 0 || s.store.sweep.passed >= lowest {
-			t.Errorf("%s: %d events wait, and the next look begins above %d", how, len(l.schedule.pending), s.store.sweep.passed)
-		}
-		s.store.sweep.passed = 9
-	}
-	deletion.Emptying = true
-	attempt(Retry, func() {
-		l.schedule.add(event(4, "a"), false)
-		l.ended = make(map[int64]bool) // the lane's status is asked for, and then its events
-	})
-	none("what waited", 4)
-	s.readings(map[int64]*lane{1: l}, []Status{{LaneID: 1, Token: l.Token}})
-	l.refill = false
-	s.take([]*Event{event(3, "b")}, map[int64]*reading{1: {lane: l, Reading: Reading{LaneID: 1, Limit: 9}}})
-	none("what was read before", 10)
-	if !l.refill {
-		t.Error("what was read before isn't read again")
-	}
-	s.feed(t.Context(), Assigned{Taken: []*Event{event(2, "c")}}, time.Now())
-	none("what was taken before", 2)
-
-	// It dies, and what was kept from starting may start.
-	deletion.Emptying = false
-	begun := l.status
-	attempt(Die, func() { l.ended = make(map[int64]bool) })
-	s.readings(map[int64]*lane{1: l}, []Status{begun})
-	s.take([]*Event{event(3, "b")}, map[int64]*reading{1: {lane: l, Reading: Reading{LaneID: 1, Limit: 9}}})
-	if len(l.schedule.pending) != 1 {
-		t.Error("what a dead deletion has kept from starting still doesn't")
+	deletion := &Event{Sequence: 5, LaneID: 1, Type: events.EnvironmentDeletedType, Resources: `["*"]`, Emptying: true}
+	l.schedule.add(deletion, false)
+	running := l.schedule.next(1)
+	l.schedule.start(running[0])
+	s.unsettled++
+	l.schedule.add(event(4, "a"), false)
+	s.finished(&result{lane: l, entry: running[0], settled: Settlement{Event: deletion, Verdict: retries}})
+	if len(l.schedule.pending) > 0 || l.status.DeletedSequence != deletion.Sequence {
+		t.Errorf("%d events wait; the last deletion is %d", len(l.schedule.pending), l.status.DeletedSequence)
 	}
 }
 
-// Events that wait find copies that were opened since they were read.
-func TestASnapshotIsNoticedByWhatWaits(t *testing.T) {
+// A deletion that did nothing supersedes nothing.
+func TestADeletionThatIsSupersededItselfKeepsWhatWaits(t *testing.T) {
 	t.Parallel()
 	s, l := holding(t)
-	waits := event(2, "a")
-	l.schedule.add(waits, false)
-	s.readings(map[int64]*lane{1: l}, []Status{{LaneID: 1, Token: l.Token, SnapshotSequence: 1}})
-	if !waits.Copying {
-		t.Error("it would not look for owed copies")
+	deletion := &Event{Sequence: 5, LaneID: 1, Type: events.EnvironmentDeletedType, Resources: `["*"]`}
+	l.schedule.add(deletion, false)
+	running := l.schedule.next(1)
+	l.schedule.start(running[0])
+	s.unsettled++
+	l.schedule.add(event(4, "a"), false)
+	s.finished(&result{lane: l, entry: running[0], settled: Settlement{Event: deletion,
+		Verdict: Verdict{Kind: Complete, Outcome: Superseded}}})
+	if len(l.schedule.pending) != 1 || l.status.DeletedSequence != 0 {
+		t.Errorf("%d events wait; the last deletion is %d", len(l.schedule.pending), l.status.DeletedSequence)
 	}
 }
 
 func TestWorkUnderAnEarlierLeaseIsCancelled(t *testing.T) {
 	t.Parallel()
 	s, l := holding(t)
-	again := s.hold(t.Context(), Lane{LaneID: l.LaneID, Token: l.Token + 1}, time.Now())
+	s.hold(t.Context(), Lane{LaneID: l.LaneID, Token: l.Token + 1}, time.Now())
+	again := s.lanes[l.LaneID]
 	t.Cleanup(func() { again.end(context.Canceled) })
 	if !l.gone() || again.gone() {
 		t.Errorf("gone: the earlier %t, the new one %t", l.gone(), again.gone())
@@ -194,11 +174,8 @@ func TestALaneThatIsLostIsNotGivenBackAtTheEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, l := holding(t)
-			if _, err := s.store.db.ExecContext(t.Context(), s.store.db.SQL(`
-				INSERT INTO {lanes} (lane_id, service_id, environment_id, leased_by, leased_until, lease_token)
-				VALUES (1, 's', '', 'w', 9000000000000000, 1)`)); err != nil {
-				t.Fatal(err)
-			}
+			s.executes(t, `INSERT INTO {lanes} (lane_id, service_id, environment_id, leased_by, leased_until, lease_token)
+				VALUES (1, 's', '', 'w', 9000000000000000, 1)`)
 			l.lost = lost
 			if err := s.releaseAll(t.Context()); err != nil {
 				t.Fatal(err)
@@ -214,75 +191,14 @@ func TestALaneThatIsLostIsNotGivenBackAtTheEnd(t *testing.T) {
 	}
 }
 
-// A Peek that is followed by an ordinary look, and a transaction that is run
-// again, must not have used up the room.
-func TestALookThatIsTriedAgainHasAllItsRoom(t *testing.T) {
-	t.Parallel()
-	s, l := holding(t)
-	l.refill, l.drainedWake = false, 0
-	take := s.taker(1)
-	for range 2 {
-		takes := take()
-		found := &LaneState{Lane: l.Lane}
-		if !takes(found) || takes(found) {
-			t.Error("there isn't room for one event")
-		}
-	}
-}
-
-// What must be looked up before an event of a lane starts keeps every worker from
-// taking its events past the database.
-func TestALaneOfWhichSomethingMustBeLookedUpIsNotTaken(t *testing.T) {
-	t.Parallel()
-	sequence := int64(1)
-	for name, l := range map[string]LaneState{
-		"held":                         {Held: true},
-		"waiting for a snapshot":       {Gate: &sequence},
-		"with a deletion that began":   {Emptying: &sequence},
-		"with parked events":           {Holds: true},
-		"with copies":                  {Copying: true},
-		"of which a worker has lapsed": {Lane: Lane{LapseCount: 1}},
-	} {
-		l.Idle = true
-		if l.Free() || l.Current(l.Token, l.Wake) {
-			t.Errorf("a lane %s: free %t, current %t", name, l.Free(), l.Current(l.Token, l.Wake))
-		}
-	}
-	if l := (&LaneState{Idle: true}); !l.Free() || !l.Current(0, 0) {
-		t.Error("an idle lane can't be taken")
-	}
-}
-
-// Whose lane was taken over, as a look learns, lets go of all that it has of it:
-// the next look finds that again, instead of what comes after it alone.
-func TestALaneThatALookFindsToBeLostIsLetGo(t *testing.T) {
-	t.Parallel()
-	for name, token := range map[string]int64{"lost": 1, "leased again since": 0} {
-		s, l := holding(t)
-		s.store.sweep.passed = 9
-		l.schedule.add(event(4, "a"), false)
-		began := time.Now()
-		s.looked(t.Context(), Look{}, Assigned{Lost: []Holding{{LaneID: 1, Token: token}}, More: true}, began, true)
-		if lost := l.Token == token; (s.lanes[1] == nil) != lost || (l.ctx.Err() != nil) != lost || (s.store.sweep.passed < 4) != lost {
-			t.Errorf("%s: it has the lane: %t (%v), and the next look begins above %d",
-				name, s.lanes[1] != nil, l.ctx.Err(), s.store.sweep.passed)
-		}
-		if carried := s.carried(0); len(carried) > 0 && l.Token == token {
-			t.Errorf("%s: it carries %v", name, carried)
-		}
-	}
-}
-
-// What was requeued, but not read yet, comes before what is above the reading
+// Requeued events that were not read yet come before those above the reading
 // position.
 func TestNothingIsReadPastRequeuedEventsThatWereNot(t *testing.T) {
 	t.Parallel()
 	for name, most := range map[string]int{"more may be left": 2, "all were read": 3} {
 		s, l := holding(t)
 		l.cursor, l.refill = 9, false
-		s.take([]*Event{event(1, "a"), event(2, "b"), event(10, "c")}, map[int64]*reading{1: {
-			lane: l, Reading: Reading{LaneID: 1, After: 9, Limit: most},
-		}})
+		l.takes(s, Reading{After: 9, Limit: most}, event(1, "a"), event(2, "b"), event(10, "c"))
 		want, cursor := 3, int64(10)
 		if most == 2 {
 			want, cursor = 2, 9
@@ -298,8 +214,62 @@ func TestALaneIsReadAgainAfterAnEventDied(t *testing.T) {
 	t.Parallel()
 	s, l := holding(t)
 	l.refill = false
-	l.ends(s, event(1, "a"), Die)
+	l.ends(s, event(1, "a"), Verdict{Kind: Die})
 	if !l.refill {
 		t.Error("it isn't")
+	}
+}
+
+// A lane that was woken has something to read.
+func TestALaneThatWasWokenIsRead(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	status := func(wake int64) []Status { return []Status{{LaneID: 1, Token: l.Token, Wake: wake}} }
+	l.refill = false
+	s.readings(map[int64]*lane{1: l}, status(7))
+	if got := s.readings(map[int64]*lane{1: l}, status(7)); len(got) > 0 {
+		t.Error("it is read though nothing woke it")
+	}
+	if got := s.readings(map[int64]*lane{1: l}, status(8)); len(got) != 1 {
+		t.Error("it isn't read though it was woken")
+	}
+}
+
+// An event that an operator discarded since it was read is not started.
+func TestWhatWasDiscardedMeanwhileIsNotStarted(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	s.executes(t,
+		`INSERT INTO {lanes} (lane_id, service_id, environment_id, leased_by, leased_until, lease_token)
+			VALUES (1, 's', '', 'w', 9000000000000000, 1)`,
+		`INSERT INTO {outbox} (sequence, event_id, type, service_id, data, state) VALUES
+			(1, '00000000-0000-0000-0000-000000000001', 'MediaDeleted', 's', '{}', 'discarded'),
+			(2, '00000000-0000-0000-0000-000000000002', 'MediaDeleted', 's', '{}', 'available')`)
+	l.schedule.add(event(1, "a"), true)
+	l.schedule.add(event(2, "b"), true)
+	if err := s.parkBlocked(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := entrySequences(l.schedule.next(9)); len(got) != 1 || got[0] != 2 {
+		t.Errorf("%v may start, want 2 alone", got)
+	}
+}
+
+// A look tells at once which events no lane can have, whatever else it saw.
+func TestALookTellsWhichEventsNoLaneCanHave(t *testing.T) {
+	t.Parallel()
+	s, l := holding(t)
+	l.refill = false
+	nameless := s.admit([]seen{
+		{Sequence: 101, Open: true, environment: environment{"a\x00b", ""}},
+		{Sequence: 102, Open: true, Wanted: true, environment: environment{"other", ""}},
+		{Sequence: 103, Open: true, environment: environment{"s", "\xff"}},
+		{Sequence: 104, environment: environment{"\xff", ""}}, // it has ended
+	}, maxSequence, false, false)
+	if len(nameless) != 2 || nameless[0] != 101 || nameless[1] != 103 {
+		t.Errorf("%v are to be ended, want 101 and 103", nameless)
+	}
+	if len(s.wanted) != 1 || !s.wanted[environment{"other", ""}] || l.refill {
+		t.Errorf("wanted are %v; the lane held is read again: %t", s.wanted, l.refill)
 	}
 }

@@ -10,12 +10,8 @@ import (
 // on when a shutdown begins: a lease that was granted must not be left behind.
 func (s *Subscriber) claim(work context.Context, takeOver bool) error {
 	s.mu.Lock()
-	offered := 0
-	if s.free == 0 {
-		offered = s.offered() // where slots are free, what the lanes have can't start
-	}
 	room := maxLanes - len(s.lanes)
-	wanted := min(s.free+s.config.Concurrency-offered, room, max(s.config.Concurrency, 8))
+	wanted := s.lanesWanted()
 	s.mu.Unlock()
 
 	asked := time.Now()
@@ -26,10 +22,10 @@ func (s *Subscriber) claim(work context.Context, takeOver bool) error {
 		if err != nil {
 			return err
 		}
-		if len(claimed) == wanted {
-			s.fetchSoon()
-		}
 		s.holdAll(work, claimed, asked)
+		s.mu.Lock()
+		s.more = len(claimed) == wanted
+		s.mu.Unlock()
 		room -= len(claimed)
 	}
 	if !takeOver || room <= 0 {
@@ -41,18 +37,20 @@ func (s *Subscriber) claim(work context.Context, takeOver bool) error {
 	}
 	if len(lapsed) > 0 {
 		s.config.Logger.Warn("took over lanes whose worker let its lease lapse", "lanes", len(lapsed))
-		s.findLetGo()
 	}
 	s.holdAll(work, lapsed, asked)
 	return nil
 }
 
-// findLetGo looks at once for what the former holder of a lane had taken, be it
-// another worker or this one: none but a look from the beginning finds that,
-// and nothing later may be put into the lane before.
-func (s *Subscriber) findLetGo() {
-	s.store.Refind(0)
-	s.lookSoon()
+// claimMost bounds the lanes that are claimed at once.
+const claimMost = 512
+
+// lanesWanted is how many lanes more the worker could use: as many as it has slots
+// beyond what the lanes held offer, or, where events end fast, as many as it ends
+// events in a while. The mutex is held.
+func (s *Subscriber) lanesWanted() int {
+	wanted := max(s.free+s.config.Concurrency, s.flow.recently(time.Now())/2) - s.offered()
+	return min(wanted, maxLanes-len(s.lanes), claimMost)
 }
 
 func (s *Subscriber) holdAll(work context.Context, leased []Lane, asked time.Time) {
@@ -64,13 +62,11 @@ func (s *Subscriber) holdAll(work context.Context, leased []Lane, asked time.Tim
 }
 
 // hold begins to work on a leased lane. The mutex is held.
-func (s *Subscriber) hold(work context.Context, leased Lane, asked time.Time) *lane {
+func (s *Subscriber) hold(work context.Context, leased Lane, asked time.Time) {
 	if old := s.lanes[leased.LaneID]; old != nil {
 		old.end(ErrLeaseLost)
 	}
-	l := s.newLane(work, leased, asked)
-	s.lanes[leased.LaneID] = l
-	return l
+	s.lanes[leased.LaneID] = s.newLane(work, leased, asked)
 }
 
 // rotate gives back lanes that have had their turn while others wait. A lane
@@ -104,8 +100,7 @@ func (s *Subscriber) rotate(ctx context.Context) error {
 }
 
 // linger is how long a drained lane is kept: its next event then starts at
-// once, and costs no lease of its own. A worker that has no slot left doesn't
-// keep from others what comes next.
+// once, and costs no lease of its own.
 const linger = time.Second
 
 // giveBack releases lanes that are drained, held, lost or have had their turn.
@@ -113,20 +108,16 @@ func (s *Subscriber) giveBack(work context.Context) error {
 	now := time.Now()
 	s.mu.Lock()
 	keep := linger
-	if s.hurried && !s.pacing.behind && !s.busy() || len(s.lanes) > maxLanes-s.config.Concurrency ||
-		s.free == 0 && now.Sub(s.otherSeen) < 10*linger {
+	if s.hurried && !s.busy() || len(s.lanes) > maxLanes-s.config.Concurrency {
 		keep = 0
 	}
 	var held []Holding
-	var taken []*Event
-	lost := false
 	for laneID, l := range s.lanes {
-		if len(l.schedule.running) > 0 || l.feeding {
+		if len(l.schedule.running) > 0 {
 			l.emptied = now
 			continue
 		}
-		drained := l.drainedWake != notDrained && l.drainedWake == l.status.Wake && !l.refill &&
-			len(l.schedule.pending) == 0
+		drained := !l.refill && len(l.schedule.pending) == 0
 		if !drained {
 			l.emptied = now
 		}
@@ -134,25 +125,20 @@ func (s *Subscriber) giveBack(work context.Context) error {
 			continue
 		}
 		delete(s.lanes, laneID)
-		if l.lost {
-			lost = true
-		} else {
-			held = append(held, l.holding())
-			taken = append(taken, l.taken()...)
+		if !l.lost {
+			held = append(held, l.holding(s.log))
 		}
 		l.end(errors.New("the lane was given back"))
 	}
+	// What is published now in one of them is seen by the next look.
+	s.news = s.news || len(held) > 0
 	s.mu.Unlock()
-	var err error
-	if len(held) > 0 {
-		work, cancel := context.WithTimeout(work, s.config.Lease)
-		defer cancel()
-		err = s.store.Release(work, held, taken)
+	if len(held) == 0 {
+		return nil
 	}
-	if lost || err != nil {
-		s.findLetGo()
-	}
-	return err
+	work, cancel := context.WithTimeout(work, s.config.Lease)
+	defer cancel()
+	return s.store.Release(work, held)
 }
 
 // busy tells whether any lane has events in memory. The mutex is held.
@@ -165,19 +151,30 @@ func (s *Subscriber) busy() bool {
 	return false
 }
 
+// offered is how many events in memory could start if slots were free. The
+// mutex is held.
+func (s *Subscriber) offered() int {
+	own, borrowing := 0, 0
+	for _, l := range s.lanes {
+		if l.status.Held || l.leaving || l.pace.slow {
+			continue
+		}
+		n := min(len(l.schedule.pending), max(l.pace.limit-l.active, 0))
+		atStart := min(n, max(startingPace-l.active, 0))
+		own += atStart
+		borrowing += n - atStart
+	}
+	return own + min(borrowing, s.config.borrowable()-s.borrowed)
+}
+
 // lose drops a lane that another worker has taken over.
 func (s *Subscriber) lose(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lanes[l.LaneID] == l {
-		s.drop(l)
+	if s.lanes[l.LaneID] != l {
+		return
 	}
-}
-
-// drop is lose for a lane that is there. The mutex is held.
-func (s *Subscriber) drop(l *lane) {
 	delete(s.lanes, l.LaneID)
 	l.end(ErrLeaseLost)
-	s.findLetGo()
 	s.config.Logger.Warn("lost the lease of a lane", "service_id", l.ServiceID, "environment_id", l.EnvironmentID)
 }

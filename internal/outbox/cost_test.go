@@ -3,6 +3,8 @@ package outbox_test
 import (
 	"context"
 	"fmt"
+	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,8 +14,8 @@ import (
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
-// What a worker asks the database again and again reads what it finds, and not
-// what there is: plans that were made while the tables were empty included.
+// Questions that a worker asks again and again read what they find, and not what
+// there is. That holds for plans that were made while the tables were empty, too.
 func TestLookingReadsNothingThatIsNotDue(t *testing.T) {
 	t.Parallel()
 	const many, few = 3000, 100
@@ -30,9 +32,16 @@ func TestLookingReadsNothingThatIsNotDue(t *testing.T) {
 			_, err := s.Claim(ctx, "w", 16, lease)
 			return err
 		},
-		"new events": func(ctx context.Context, s *outbox.Store) error {
-			_, err := s.Assign(ctx, outbox.Look{Worker: "w", Lease: lease, Take: takeAll,
-				Carried: func(int64) []int64 { return []int64{} }})
+		"whether lanes wait": func(ctx context.Context, s *outbox.Store) error {
+			_, err := s.Waiting(ctx)
+			return err
+		},
+		"lanes with something to read": func(ctx context.Context, s *outbox.Store) error {
+			_, err := s.Scan(ctx)
+			return err
+		},
+		"environments that were created": func(ctx context.Context, s *outbox.Store) error {
+			_, err := s.NoteCreations(ctx)
 			return err
 		},
 	} {
@@ -66,15 +75,74 @@ func TestLookingReadsNothingThatIsNotDue(t *testing.T) {
 	}
 }
 
+// However much was published before, is held or has ended, and however many
+// transactions are open: a look reads what became visible since the last one.
+func TestALookReadsWhatIsNewOnly(t *testing.T) {
+	t.Parallel()
+	const many, few = 3000, 60
+	w := newWorld(t, dbtest.PostgreSQL(t))
+	w.db.SetMaxOpenConns(2) // whose statistics are the test's, and a transaction
+	fill := func(state string) {
+		w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data, state, parked, finished_at)
+			SELECT gen_random_uuid(), 'MediaDeleted', 'bulk-' || i, '{}', CAST(? AS text), CAST(? AS text) = 'retryable',
+				CASE WHEN CAST(? AS text) = 'completed' THEN {now} END
+			FROM generate_series(1, CAST(? AS integer)) AS i`, state, state, state, many)
+	}
+	feed, err := w.store.Feed(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func(want ...int64) {
+		t.Helper()
+		if got, err := feed.Look(t.Context()); err != nil || !slices.Equal(got, want) {
+			t.Fatalf("saw %v (%v), want %v", got, err, want)
+		}
+	}
+	for range 6 { // PostgreSQL prepares a plan for good at the sixth
+		look(w.publish("s", touch("a"))...)
+	}
+	for _, state := range []string{"available", "retryable", "completed", "dead"} {
+		fill(state)
+	}
+	w.exec(`INSERT INTO {lanes} (service_id, environment_id) SELECT 'bulk-' || i, '' FROM generate_series(1, CAST(? AS integer)) AS i`, many)
+	for bulk := 0; bulk < 4*many; {
+		got, err := feed.Look(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bulk += len(got)
+	}
+	tx := w.begin()
+	late := w.insert(tx, "s", "", touch("a"))
+	for range 12 { // with a gap, too
+		look(w.publish("s", touch("a"))...)
+	}
+	w.db.SetMaxOpenConns(2)
+	next := w.publish("s", touch("a"))
+	before := dbtest.ReadRows(t, w.db)
+	look(next...)
+	if read := dbtest.ReadRows(t, w.db) - before; read > few {
+		t.Errorf("%d rows were read", read)
+	}
+	w.commit(tx)
+	before = dbtest.ReadRows(t, w.db)
+	look(late)
+	if read := dbtest.ReadRows(t, w.db) - before; read > few {
+		t.Errorf("%d rows were read for a late one", read)
+	}
+}
+
 // However much has ended since autovacuum came by last.
-func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
+func TestReadingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 	t.Parallel()
 	const many, few = 20_000, 100
 	for name, look := range map[string]func(w *world){
-		"a look":       func(w *world) { w.store.Refind(0); w.take("w") },
-		"a look ahead": func(w *world) { w.store.Refind(0); w.ahead(outbox.AssignBatch, nil) },
-		"lost events": func(w *world) {
-			if _, err := w.store.FindLost(w.t.Context(), func(int64) []int64 { return []int64{} }); err != nil {
+		"a scan":            func(w *world) { w.wanted() },
+		"a lane":            func(w *world) { w.read(1) },
+		"unfinished events": func(w *world) { w.unfinished(1, "b", math.MaxInt64) },
+		"a lane's release": func(w *world) {
+			w.exec(`UPDATE {lanes} SET leased_by = 'w', lease_token = 1 WHERE lane_id = 1`)
+			if err := w.store.Release(w.t.Context(), []outbox.Holding{{LaneID: 1, Token: 1}}); err != nil {
 				w.t.Fatal(err)
 			}
 		},
@@ -84,7 +152,7 @@ func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 			w := newWorld(t, dbtest.PostgreSQL(t))
 			w.db.SetMaxOpenConns(1) // whose statistics are the test's
 			w.publish("first", touch("a"))
-			w.assign()
+			w.want()
 			w.exec(`ALTER TABLE {outbox} SET (autovacuum_enabled = false)`)
 			w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data)
 				SELECT gen_random_uuid(), 'MediaDeleted', 'first', '{}' FROM generate_series(1, CAST(? AS integer)) AS i`, many)
@@ -92,7 +160,7 @@ func TestLookingFromTheBeginningReadsNothingThatHasEnded(t *testing.T) {
 				WHERE lane_id IS NULL AND sequence < CAST(? AS bigint)`, many-10)
 			w.exec(`ANALYZE {outbox}`)
 			w.publish("second", touch("a"))
-			// The first looks after that note in the index what they find dead, once
+			// The first readings after that note in the index what they find dead, once
 			// nobody may see it any more.
 			var read int64
 			for range 300 {
@@ -115,29 +183,51 @@ func TestEachStepReadsItsEventOnly(t *testing.T) {
 	settle := func(verdict outbox.Verdict) func(w *world, lane outbox.Lane, e *outbox.Event) {
 		return func(w *world, lane outbox.Lane, e *outbox.Event) { w.settleEvent(lane, e, verdict) }
 	}
+	held := func(lane outbox.Lane) []outbox.Holding { return []outbox.Holding{holdingOf(lane)} }
+	mark := func(w *world, lane outbox.Lane, e *outbox.Event) {
+		if err := w.store.MarkRunning(w.t.Context(), held(lane), []*outbox.Event{e}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
 	for _, step := range []struct {
-		name  string
-		taken bool
-		does  func(w *world, lane outbox.Lane, e *outbox.Event)
+		name string
+		does func(w *world, lane outbox.Lane, e *outbox.Event)
 	}{
-		{"it completes", false, settle(done)},
-		{"it completes, only taken", true, settle(done)},
-		{"it is to be retried", false, settle(retryIn(time.Hour))},
-		{"it is to be retried, only taken", true, settle(retryIn(time.Hour))},
-		{"it is put into its lane", true, func(w *world, lane outbox.Lane, e *outbox.Event) {
-			if err := w.store.Write(w.t.Context(), []outbox.Holding{holdingOf(lane)}, []*outbox.Event{e}); err != nil {
-				w.t.Fatal(err)
-			}
+		{"it completes", settle(done)},
+		{"it is to be retried", settle(retryIn(time.Hour))},
+		{"it is marked as running", mark},
+		{"it completes after it was marked", func(w *world, lane outbox.Lane, e *outbox.Event) {
+			mark(w, lane, e)
+			w.settleEvent(lane, e, done)
 		}},
-		{"it is marked as running", false, func(w *world, lane outbox.Lane, e *outbox.Event) {
-			if err := w.store.MarkRunning(w.t.Context(), []outbox.Holding{holdingOf(lane)}, []*outbox.Event{e}); err != nil {
-				w.t.Fatal(err)
-			}
-		}},
-		{"it holds back others, and lets go of them", false, func(w *world, lane outbox.Lane, e *outbox.Event) {
+		{"it holds back others, and lets go of them", func(w *world, lane outbox.Lane, e *outbox.Event) {
 			w.park(lane, []*outbox.Event{e})
 			e.Holding = true
 			w.settleEvent(lane, e, done)
+		}},
+		{"it is parked", func(w *world, lane outbox.Lane, e *outbox.Event) {
+			w.exec(`INSERT INTO {holds} (lane_id, resource, sequence) VALUES (?, ?, 0)`, lane.LaneID, "m:"+e.Media())
+			if got := w.park(lane, nil, e); len(got) != 1 {
+				w.t.Fatalf("parked %v", got)
+			}
+		}},
+		{"it is read", func(w *world, lane outbox.Lane, e *outbox.Event) {
+			if _, err := w.store.Read(w.t.Context(), []outbox.Reading{
+				{LaneID: lane.LaneID, After: e.Sequence - 1, UpTo: math.MaxInt64, Limit: 1},
+			}); err != nil {
+				w.t.Fatal(err)
+			}
+		}},
+		{"its lane is renewed", func(w *world, lane outbox.Lane, _ *outbox.Event) {
+			if kept, _, err := w.store.Renew(w.t.Context(), held(lane), lease); err != nil || len(kept) != 1 {
+				w.t.Fatal(kept, err)
+			}
+		}},
+		{"its lane's status is asked", func(w *world, lane outbox.Lane, _ *outbox.Event) { w.status(lane.LaneID) }},
+		{"its lane is wanted", func(w *world, lane outbox.Lane, _ *outbox.Event) {
+			if _, err := w.store.Want(w.t.Context(), "w", []outbox.Environment{{ServiceID: lane.ServiceID}}); err != nil {
+				w.t.Fatal(err)
+			}
 		}},
 	} {
 		for _, analyzed := range []int{0, 20, 100, 10_000} {
@@ -151,17 +241,11 @@ func TestEachStepReadsItsEventOnly(t *testing.T) {
 						FROM generate_series(1, CAST(? AS integer)) AS i`, analyzed)
 					w.exec(`ANALYZE`)
 				}
+				w.exec(`INSERT INTO {lanes} (service_id, environment_id, held, ready_at, leased_by, leased_until)
+					SELECT 'bulk-' || i, '', true, {now}, 'other', {now} + 3600000000 FROM generate_series(1, CAST(? AS integer)) AS i`, many)
 				list := w.publishMany("a", plans+1)
-				var lane outbox.Lane
-				var waiting []*outbox.Event
-				if step.taken {
-					found := w.take("w")
-					lane, waiting = found.Claimed[0].Lane, found.Taken
-				} else {
-					w.assign()
-					lane = w.claimOne("w")
-					waiting = w.read(lane.LaneID)
-				}
+				lane := w.claimOne("w")
+				waiting := w.read(lane.LaneID)
 				if diff := cmp.Diff(list, sequences(waiting)); diff != "" {
 					t.Fatal(diff)
 				}
@@ -183,22 +267,4 @@ func TestEachStepReadsItsEventOnly(t *testing.T) {
 			})
 		}
 	}
-}
-
-// Events that are found one by one as they are announced don't keep looks from
-// moving on: each look would walk over all that those before it found.
-func TestLooksMoveOnWhereEachEventIsAnnounced(t *testing.T) {
-	each(t, func(w *world) {
-		worker := start(w.t, w.store, configured("w", func(c *outbox.Config) { c.Poll = time.Hour }),
-			func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done })
-		var published []int64
-		w.await("looks begin above events that were found at once", func() bool {
-			if w.finished() == len(published) {
-				published = append(published, w.publishMany("a", 20)...)
-				worker.Wake()
-			}
-			const first = 100 // until then, the lane is leased and read
-			return len(published) > first && w.store.Passed() >= published[first]
-		})
-	})
 }

@@ -2,7 +2,9 @@ package outbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -30,36 +32,6 @@ func (s *Subscriber) deliver(l *lane, e *entry, d *Delivery) {
 	}}
 }
 
-// returned frees the slot of a handler, while the end of its event is still to
-// be written: only what must come after that event waits for it.
-func (s *Subscriber) returned(l *lane, e *entry, v *Verdict) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e.settling = true
-	l.active--
-	s.free++
-	s.alone = false
-	if l.active >= startingPace {
-		s.giveSlotBack()
-	}
-	if e.slow {
-		s.slow--
-		s.enqueueSlow()
-	}
-	switch {
-	case v.Failure != nil && v.Failure.Slows():
-		l.pace.slowed()
-	case v.Kind == Complete:
-		l.pace.succeeded()
-	case v.blocks():
-		l.status.Held = true
-	}
-	if s.lanes[l.LaneID] == l {
-		s.enqueue(l)
-	}
-	s.dispatch()
-}
-
 func (s *Subscriber) handle(l *lane, d *Delivery) error {
 	if l.LapseCount > 0 {
 		// Events of this lane may bring workers down: know which had begun.
@@ -73,6 +45,11 @@ func (s *Subscriber) handle(l *lane, d *Delivery) error {
 		return nil
 	default:
 	}
+	topic, known := s.topics[d.Event.Type]
+	if !known {
+		d.verdict = refused(d.Event)
+		return nil
+	}
 	msg := message.NewMessageWithContext(WithDelivery(l.ctx, d), d.Event.EventID, d.Event.Data)
 	metadata, err := readMetadata(d.Event.Metadata)
 	if err != nil {
@@ -80,7 +57,7 @@ func (s *Subscriber) handle(l *lane, d *Delivery) error {
 	}
 	msg.Metadata = metadata
 	select {
-	case s.topics[d.Event.Type] <- msg:
+	case topic <- msg:
 	case <-l.ctx.Done():
 		return nil
 	}
@@ -91,4 +68,21 @@ func (s *Subscriber) handle(l *lane, d *Delivery) error {
 	case <-msg.Nacked():
 	}
 	return nil
+}
+
+// refused is the end of an event of a type that has no handler.
+func refused(e *Event) *Verdict {
+	_, err := e.Parse()
+	return &Verdict{Kind: Die, Refused: true, Failure: failure.New(failure.Permanent, failure.InvalidEvent, "%w", err)}
+}
+
+func readMetadata(data []byte) (message.Metadata, error) {
+	metadata := message.Metadata{}
+	if len(data) == 0 || string(data) == "{}" {
+		return metadata, nil
+	}
+	if err := json.Unmarshal(data, &metadata); err != nil {
+		return message.Metadata{}, fmt.Errorf("not an object of strings: %w", err)
+	}
+	return metadata, nil
 }

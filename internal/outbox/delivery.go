@@ -37,6 +37,11 @@ type Verdict struct {
 	Delay   time.Duration
 	// Behind are resources that order the event from now on, besides its own.
 	Behind []string
+	// WaitsFor goes with Defer: the sequence of the event, or of the copy, that the
+	// event waits for; 0 where it only waits for time to pass.
+	WaitsFor int64
+	// Refused goes with Die: the event was never handled.
+	Refused bool
 	// Failure is nil where nothing went wrong. Denied tells that the customer's
 	// account refused.
 	Failure *failure.Error
@@ -62,10 +67,13 @@ func (d *Delivery) Guard() error {
 // Wait is the error of a handler whose event can't run yet, without any fault
 // of its own: no attempt counts.
 type Wait struct {
-	// For is how long, unless Behind names what the event then comes after:
-	// resources, as they stand in the outbox.
+	// For is how long, unless Behind names what the event then comes after, and
+	// didn't before: resources, as they stand in the outbox.
 	For    time.Duration
 	Behind []string
+	// On is the sequence of the event, or of the copy, that is waited for, where
+	// there is one: while that can't go on, the worker is idle.
+	On     int64
 	Reason string
 }
 

@@ -92,21 +92,22 @@ func (s *Store) Prune(ctx context.Context, retention time.Duration, after int64)
 }
 
 // Idle tells whether nothing is left that would run by itself soon: no event
-// is available or running in a lane that isn't held, none is deferred, and no
-// copy is due or being made. Retries in the future, of events and of copies,
-// don't count, nor what waits for them. It is one statement, so that nothing
-// moves on between two looks.
+// is available or running in a lane that isn't held, and no copy is due or being
+// made. Retries in the future, of events and of copies, don't count, nor what waits
+// for them. It is one statement, so that nothing moves on between two looks.
 func (s *Store) Idle(ctx context.Context) (bool, error) {
 	var busy bool
 	if err := s.db.GetContext(ctx, &busy, s.db.SQL(`
-		SELECT EXISTS (SELECT 1 FROM {outbox} WHERE lane_id IS NULL)
+		SELECT EXISTS (SELECT 1 FROM {outbox} e LEFT JOIN {lanes} l
+			ON l.service_id = e.service_id AND l.environment_id = e.environment_id
+			WHERE `+Readable+` AND NOT coalesce(l.held, false))
 		OR EXISTS (SELECT 1 FROM {lanes} WHERE leased_by IS NOT NULL)
-		OR EXISTS (SELECT 1 FROM {lanes} WHERE ready_at IS NOT NULL AND NOT held)
 		OR EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
 			WHERE e.next_attempt_at IS NOT NULL AND NOT l.held
-			AND (e.next_attempt_at <= {now} OR e.state = 'available' AND NOT EXISTS (
-				SELECT 1 FROM {copy_items} i WHERE i.target_lane = e.lane_id AND i.media_id = e.media_id
-				AND (i.state = 'waiting' OR i.state = 'owed' AND i.next_attempt_at > {now}))))
+			AND (e.next_attempt_at <= {now} OR e.state = 'available'
+				AND NOT EXISTS (SELECT 1 FROM {outbox} w WHERE w.sequence = e.waits_for AND w.finished_at IS NULL)
+				AND NOT EXISTS (SELECT 1 FROM {copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
+					WHERE i.copy_sequence = e.waits_for AND i.state IN ('owed', 'waiting') AND c.state = 'active')))
 		OR EXISTS (SELECT 1 FROM {copies} WHERE state = 'pending')
 		OR EXISTS (SELECT 1 FROM {copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
 			JOIN {lanes} l ON l.lane_id = i.target_lane

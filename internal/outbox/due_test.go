@@ -35,7 +35,7 @@ func TestManyRetriesArePromotedInBatches(t *testing.T) {
 		for range 3 {
 			w.publish("s", touch("a"))
 		}
-		w.assign()
+		w.want()
 		w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data, lane_id, resources, state, parked, next_attempt_at)
 			SELECT ` + w.uuidOf("n") + `, 'MediaDeleted', 's', '{}', 1, '[]', 'retryable', true, 1 FROM (` + w.series(1200) + `) AS s`)
 		rounds := 0
@@ -72,7 +72,7 @@ func TestOnlyOldCompletedAndDiscardedEventsArePruned(t *testing.T) {
 		for range cases {
 			list = append(list, w.publish("s", touch("a"))...)
 		}
-		w.assign()
+		w.want()
 		var want []int64
 		for i, c := range cases {
 			finished := any(time.Now().Add(-c.finished).UnixMicro())
@@ -109,7 +109,7 @@ func TestPruningReadsNoMoreThanABatchOfWhatIsTooYoung(t *testing.T) {
 	db.SetMaxOpenConns(1) // its statistics are then known
 	w := newWorld(t, db)
 	w.publish("s", touch("a"))
-	w.assign()
+	w.want()
 	const young = 20_000
 	w.exec(`INSERT INTO {outbox} (event_id, type, service_id, data, lane_id, resources, state, outcome, finished_at)
 		SELECT ` + w.uuidOf("n") + `, 'MediaDeleted', 's', '{}', 1, '[]', 'completed', 'done', {now} FROM (` + w.series(young) + `) AS s`)
@@ -129,11 +129,11 @@ func TestIdleMeansThatNothingRunsByItselfSoon(t *testing.T) {
 		set  func(w *world)
 	}{
 		{"nothing there", true, func(*world) {}},
-		{"not assigned yet", false, func(w *world) { w.publish("s", touch("a")) }},
-		{"available", false, func(w *world) { w.publish("s", touch("a")); w.assign() }},
+		{"published", false, func(w *world) { w.publish("s", touch("a")) }},
+		{"available", false, func(w *world) { w.publish("s", touch("a")); w.want() }},
 		{"held", true, func(w *world) {
 			w.publish("s", touch("a"))
-			w.assign()
+			w.want()
 			w.exec(`UPDATE {lanes} SET held = true`)
 		}},
 		{"leased", false, func(w *world) { w.publish("s", touch("a")); w.claimOne("w") }},
@@ -146,6 +146,14 @@ func TestIdleMeansThatNothingRunsByItselfSoon(t *testing.T) {
 		{"interrupted", false, func(w *world) { w.ending(outbox.Verdict{Kind: outbox.Yield, Failure: trouble}) }},
 		{"interrupted while it wrote", false, func(w *world) {
 			w.ending(outbox.Verdict{Kind: outbox.Yield, Failure: trouble, Delay: time.Hour})
+		}},
+		{"deferred until an event that waits for its retry", true, func(w *world) {
+			w.ending(retryIn(time.Hour))
+			w.ending(outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour, WaitsFor: 1})
+		}},
+		{"deferred until an event that has ended", false, func(w *world) {
+			w.ending(done)
+			w.ending(outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour, WaitsFor: 1})
 		}},
 		{"a snapshot is due", false, func(w *world) {
 			w.exec(`INSERT INTO {copies} (sequence, source_lane, target_lane, environment_service_id, state, created_at)
@@ -170,11 +178,8 @@ func (w *world) ending(verdict outbox.Verdict) {
 	sequence := w.publish("s", touch("a"))[0]
 	lane := w.claimOne("w")
 	w.settle(lane, sequence, verdict)
-	holding := outbox.Holding{LaneID: lane.LaneID, Token: lane.Token, ReadFrom: sequence, SeenWake: w.status(lane.LaneID).Wake}
-	if verdict.Kind == outbox.Yield {
-		holding.SeenWake = -1
-	}
-	if err := w.store.Release(w.t.Context(), []outbox.Holding{holding}, nil); err != nil {
+	holding := outbox.Holding{LaneID: lane.LaneID, Token: lane.Token, ReadFrom: sequence}
+	if err := w.store.Release(w.t.Context(), []outbox.Holding{holding}); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -2,326 +2,322 @@ package outbox
 
 import (
 	"context"
-	"time"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
-// assignLoop finds newly committed events, and takes what it can into memory:
-// what ends soon is then written once, when it ends.
-func (s *Subscriber) assignLoop(ctx, work context.Context) {
-	s.loop(ctx, s.committed, "new events can't be assigned: trying again", func(announced bool) error {
-		return s.assign(ctx, work, announced)
-	})
+// environment names a lane.
+type environment struct {
+	ServiceID     string `db:"service_id" json:"service_id"`
+	EnvironmentID string `db:"environment_id" json:"environment_id"`
 }
 
-// lostEvery is how often lost events are looked for, and lostShare how many times
-// longer than it took it is waited for at least.
-const (
-	lostEvery = time.Second
-	lostShare = 50
-)
+// longestName is more than any valid service or environment ID has, in bytes, and
+// two of them fit into an entry of PostgreSQL's indexes.
+const longestName = 1024
 
-// findLostLoop looks for lost events, beside the looks for new ones, which must
-// not wait for it.
-func (s *Subscriber) findLostLoop(ctx context.Context) {
-	var looked time.Time
-	pause := lostEvery
-	s.loop(ctx, nil, "lost events can't be looked for: trying again", func(bool) error {
-		now := time.Now()
-		if !due(&looked, now, pause) {
-			return nil
-		}
-		asking, cancel := context.WithTimeout(ctx, s.config.Lease)
-		defer cancel()
-		found, err := s.store.FindLost(asking, s.carried)
-		if found {
-			s.lookSoon()
-		}
-		pause = max(lostEvery, lostShare*time.Since(now))
-		return err
-	})
-}
-
-// assignerBusy is how long a worker waits for another one's look to end.
-const assignerBusy = 2 * time.Millisecond
-
-// assign looks once. Of a few events that were announced, it may find and take
-// all by one query.
-func (s *Subscriber) assign(ctx, work context.Context, announced bool) error {
-	now := time.Now()
-	asking, cancel := context.WithTimeout(work, s.config.Lease)
-	defer cancel()
-	if err := s.writeSlow(asking, now); err != nil {
-		return err
-	}
-	look, ok := s.look(now)
-	if !ok {
-		return nil
-	}
-	var done Assigned
-	var few bool
-	var err error
-	if announced && s.pacing.peeks() {
-		done, few, err = s.store.Peek(asking, look)
-		s.pacing.peeked += len(done.Taken)
-	}
-	if !few && err == nil {
-		s.pacing.peeked = 0
-		done, err = s.store.Assign(asking, look)
-	}
-	s.looked(work, look, done, now, err == nil)
-	if err == nil && done.Busy {
-		wait(ctx, assignerBusy)
-		s.lookSoon()
-	}
-	return err
-}
-
-// looked takes what a look found, or nothing where it failed.
-func (s *Subscriber) looked(work context.Context, look Look, done Assigned, began time.Time, succeeded bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, lost := range done.Lost {
-		if l := s.lanes[lost.LaneID]; l != nil && l.Token == lost.Token {
-			s.drop(l)
-		}
-	}
-	s.feed(work, done, began)
-	for _, l := range s.lanes {
-		if l.feeding && l.refill {
-			s.fetchSoon()
-		}
-		l.feeding = false
-	}
-	s.dispatch()
-	switch {
-	case !succeeded:
-		return
-	case done.Busy:
-		s.otherSeen = began
-		return
-	case done.Created && s.config.Created != nil:
-		s.config.Created()
-	}
-	if len(done.Written) > 0 || len(done.Claimed) > 0 {
-		s.fetchSoon()
-	}
-	s.pacing.looked(look, done, done.Held+s.idle(done.Written), began, time.Now())
-	if done.More {
-		s.lookSoon()
-	}
-}
-
-// idle counts the events that were written into lanes that have enough of
-// them in memory, or hang. The mutex is held.
-func (s *Subscriber) idle(written []int64) int {
-	n := 0
-	for _, laneID := range written {
-		if l := s.lanes[laneID]; l != nil && (l.pace.slow || len(l.schedule.pending) >= l.window()) {
-			n++
-		}
-	}
-	return n
-}
-
-// look says what to look for now, if anything.
-func (s *Subscriber) look(now time.Time) (Look, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	hungry := s.offered() < s.free
-	plan, early := s.pacing.plan(now, s.pending(), hungry)
-	if early > 0 {
-		s.lookLater(early)
-		return Look{}, false
-	}
-	for _, l := range s.lanes {
-		l.doubtful = false
-	}
-	return Look{
-		Worker: s.config.Worker, Lease: s.config.Lease, Carried: s.carried, Most: plan.most, Take: s.taker(plan.room),
-		Ahead: plan.ahead, Enough: s.enough, Hungry: hungry,
-	}, true
-}
-
-// enough tells of an environment that enough of its events are in memory, for
-// a look past what there is no room for.
-func (s *Subscriber) enough(serviceID, environmentID string) bool {
-	laneID := s.store.laneOf(serviceID, environmentID)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l := s.lanes[laneID]
-	return l != nil && len(l.schedule.pending) >= smallestWindow
-}
-
-// takenWindows is how many times more events than it would read a lane may
-// have in memory because they were taken: what there is no room for must be
-// written, and what comes after it be read.
-const takenWindows = 4
-
-// taker decides, event by event, whether there is room for it: in all, and in
-// the window of its lane.
-func (s *Subscriber) taker(room int) func() func(*LaneState) bool {
-	return func() func(*LaneState) bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		t := &taking{subscriber: s, room: room, newLanes: maxLanes - len(s.lanes), took: make(map[int64]int)}
-		return t.takes
-	}
-}
-
-// taking is the room that is left while a look decides.
-type taking struct {
-	subscriber     *Subscriber
-	room, newLanes int
-	took           map[int64]int // by lane
-}
-
-func (t *taking) takes(found *LaneState) bool {
-	t.subscriber.mu.Lock()
-	defer t.subscriber.mu.Unlock()
-	n := t.took[found.LaneID]
-	switch l := t.subscriber.lanes[found.LaneID]; {
-	case t.room <= 0:
-		return false
-	case l != nil:
-		if !l.current(found) || n+len(l.schedule.pending) >= takenWindows*l.window() {
+// lane tells whether a lane can have that name. Whatever else a publisher wrote
+// into the columns, no valid event has it.
+func (e environment) lane() bool {
+	for _, name := range []string{e.ServiceID, e.EnvironmentID} {
+		if len(name) > longestName || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
 			return false
 		}
-		l.feeding = true
-	case !found.Free() || n >= takenWindows*smallestWindow || n == 0 && t.newLanes <= 0:
-		return false
-	case n == 0:
-		t.newLanes--
 	}
-	t.room--
-	t.took[found.LaneID]++
 	return true
 }
 
-// pending is how many events wait in memory, but for those of lanes that don't
-// go on: who hangs takes no room from others. The mutex is held.
-func (s *Subscriber) pending() int {
-	n := 0
-	for _, l := range s.lanes {
-		if !l.status.Held && !l.leaving && !l.pace.slow {
-			n += len(l.schedule.pending)
-		}
-	}
-	return n
+// seen is an event as the feed sees it.
+type seen struct {
+	Sequence int64 `db:"sequence"`
+	environment
+	// Open tells that it is to be read.
+	Open bool `db:"open"`
+	// Creates tells of an EnvironmentCreated.
+	Creates bool `db:"creates"`
+	// Wanted tells that its lane isn't known to have work, and nobody holds it.
+	Wanted bool `db:"wanted"`
 }
 
-// offered is how many events in memory could start if slots were free. The
-// mutex is held.
-func (s *Subscriber) offered() int {
-	own, borrowing := 0, 0
-	for _, l := range s.lanes {
-		if l.status.Held || l.leaving || l.pace.slow {
-			continue
-		}
-		n := min(len(l.schedule.pending), max(l.pace.limit-l.active, 0))
-		atStart := min(n, max(startingPace-l.active, 0))
-		own += atStart
-		borrowing += n - atStart
+// feedMost bounds the events that one look sees.
+const feedMost = 4096
+
+// begin returns a log of all that is visible: what comes later is seen by looks.
+// What is visible now must be looked for by Scan.
+func (s *Store) begin(ctx context.Context) (*seenLog, error) {
+	log := &seenLog{}
+	query := `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {outbox_sequence_seq}`
+	if s.db.Dialect == database.SQLite {
+		query = `SELECT coalesce(max(sequence), 0) FROM {outbox}`
 	}
-	return own + min(borrowing, s.config.borrowable()-s.borrowed)
+	if err := s.db.GetContext(ctx, &log.high, s.db.SQL(query)); err != nil {
+		return nil, fmt.Errorf("begin to look for new events: %w", err)
+	}
+	open, err := s.openTransactions(ctx)
+	log.before = open
+	return log, err
 }
 
-// carried lists the taken events above a sequence that are still in memory.
-// Where the lease isn't good any more, another worker may have the lane: looks
-// find all of it then, since nothing may be put there before what comes first.
-func (s *Subscriber) carried(after int64) []int64 {
-	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	list := []int64{}
-	for _, l := range s.lanes {
-		if !l.alive(now) {
-			continue
-		}
-		l.schedule.each(func(e *entry) {
-			if e.event.Taken && !e.written && e.event.Sequence > after {
-				list = append(list, e.event.Sequence)
-			}
-		})
+// openTransactions names those that have written to the outbox, or are about to,
+// and have not ended: they hold a lock of the table, which INSERT takes before it
+// gives a sequence (https://www.postgresql.org/docs/current/view-pg-locks.html).
+// On SQLite, where one writes at a time, sequences become visible in their order.
+func (s *Store) openTransactions(ctx context.Context) ([]string, error) {
+	open := []string{}
+	if s.db.Dialect == database.SQLite {
+		return open, nil
 	}
-	return list
+	if err := s.db.SelectContext(ctx, &open, s.db.SQL(`
+		SELECT virtualtransaction FROM pg_catalog.pg_locks
+		WHERE locktype = 'relation' AND relation = CAST(? AS regclass) AND mode = 'RowExclusiveLock' AND granted
+			AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())`),
+		s.db.SQL(`{outbox}`)); err != nil {
+		return nil, fmt.Errorf("list open transactions: %w", err)
+	}
+	return open, nil
 }
 
-// feed puts taken events into their lanes. The mutex is held.
-func (s *Subscriber) feed(work context.Context, done Assigned, asked time.Time) {
-	for _, found := range done.Claimed {
-		l := s.hold(work, found.Lane, asked)
-		l.status, l.drainedWake, l.refill = found.status(), found.Wake, false
+// look sees what became visible above the log's end and in its gaps, in sequence,
+// and up to which sequence it saw everything. It reads no payload, and writes
+// nothing. worker's own lanes count as nobody's: it asks about those that it
+// doesn't have.
+func (s *Store) look(ctx context.Context, log *seenLog, worker string) (found []seen, upTo int64, err error) {
+	const fresh = `SELECT * FROM (SELECT * FROM {outbox} WHERE sequence > ? ORDER BY sequence LIMIT ?) AS fresh`
+	var cut, nameless string
+	if s.db.Dialect == database.SQLite {
+		// What substr cuts out of an empty blob is NULL.
+		cut = `CASE WHEN length(CAST(%[1]s AS blob)) > 1024 THEN CAST(substr(CAST(%[1]s AS blob), 1, 1025) AS text) ELSE %[1]s END`
+		nameless = `length(CAST(%s AS blob)) > 1024`
+	} else {
+		cut, nameless = `CASE WHEN octet_length(%[1]s) > 1024 THEN left(%[1]s, 1025) ELSE %[1]s END`, `octet_length(%s) > 1024`
 	}
-	for _, e := range done.Taken {
-		l := s.lanes[e.LaneID]
-		if l == nil || l.Token != e.token {
-			s.store.Refind(e.Sequence) // the lane was lost meanwhile
-			continue
+	named := `NOT (` + fmt.Sprintf(nameless, `e.service_id`) + ` OR ` + fmt.Sprintf(nameless, `e.environment_id`) + `)`
+	query, args := fresh, []any{log.high, feedMost}
+	if len(log.gaps) > 0 {
+		encoded, err := rows(log.gaps)
+		if err != nil {
+			return nil, 0, err
 		}
-		if e.Sequence < l.status.emptying() {
-			s.store.Refind(e.Sequence) // a deletion began meanwhile
-			continue
-		}
-		// Also where the lane is about to be given back: it is with all that was
-		// taken, since the look may have written what comes after it.
-		l.schedule.add(e, l.doubtful)
-		l.emptied = asked
-		if l.doubtful {
-			s.fetchSoon()
-		}
-		s.enqueue(l)
+		query += ` UNION ALL ` + s.inGaps()
+		args = append(args, encoded)
 	}
-	for _, laneID := range done.Written {
-		if l := s.lanes[laneID]; l != nil {
-			l.refill = true
-		}
+	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT e.sequence, `+fmt.Sprintf(cut, `e.service_id`)+` AS service_id, `+fmt.Sprintf(cut, `e.environment_id`)+` AS environment_id,
+			(`+Readable+`) AS open, e.type = '`+events.EnvironmentCreatedType+`' AS creates,
+			l.ready_at IS NULL AND (l.leased_by IS NULL OR l.leased_by = ?) AS wanted
+		FROM (`+query+`) AS e LEFT JOIN {lanes} l ON `+named+`
+			AND l.service_id = e.service_id AND l.environment_id = e.environment_id
+		ORDER BY e.sequence LIMIT ?`), append(append([]any{worker}, args...), feedMost)...); err != nil {
+		return nil, 0, fmt.Errorf("look for new events: %w", err)
 	}
+	if len(found) == feedMost {
+		return found, found[feedMost-1].Sequence, nil
+	}
+	return found, math.MaxInt64, nil
 }
 
-// writeAfter is how long a taken event stays in memory alone: most are over
-// by then.
-const writeAfter = time.Second / 5
-
-// writeSlow assigns taken events that take long.
-func (s *Subscriber) writeSlow(ctx context.Context, now time.Time) error {
-	s.mu.Lock()
-	if now.Before(s.writeOn) {
-		s.mu.Unlock()
-		return nil
+// inGaps is a query for events in a {rows …} table of gaps.
+func (s *Store) inGaps() string {
+	if s.db.Dialect == database.SQLite {
+		return `SELECT o.* FROM {rows g(from_sequence bigint, to_sequence bigint)}
+			JOIN {outbox} o ON o.sequence >= g.from_sequence AND o.sequence <= g.to_sequence`
 	}
-	s.writeOn = now.Add(writeAfter / 2)
-	var held []Holding
-	var slow []*Event
-	var entries []*entry
-	for _, l := range s.laneList() {
-		before := len(slow)
-		l.schedule.each(func(e *entry) {
-			if e.event.Taken && !e.written && !e.settling && now.Sub(e.added) > writeAfter {
-				slow, entries = append(slow, e.event), append(entries, e)
-			}
-		})
-		if len(slow) > before && !l.gone() {
-			held = append(held, l.holding())
+	// Much may become visible at once, and no more than a look sees is needed of it.
+	return `SELECT late.* FROM {rows g(from_sequence bigint, to_sequence bigint)} CROSS JOIN LATERAL (
+		SELECT * FROM {outbox} WHERE sequence >= g.from_sequence AND sequence <= g.to_sequence
+		ORDER BY sequence LIMIT ` + strconv.Itoa(feedMost) + `) AS late`
+}
+
+// Want says that lanes have something to be read, and makes those that are new.
+// Lanes that others hold stay as they are. It returns those that another
+// transaction has locked: nobody else's events wait for them.
+func (s *Store) Want(ctx context.Context, worker string, lanes []environment) (left []environment, err error) {
+	encoded, err := rows(lanes)
+	if err != nil {
+		return nil, err
+	}
+	const same = `l.service_id = v.service_id AND l.environment_id = v.environment_id`
+	const sleeps = `l.ready_at IS NULL AND (l.leased_by IS NULL OR l.leased_by = ?)`
+	const asked = `{rows v(service_id text, environment_id text)}`
+	if err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		left = nil
+		if _, err := tx.ExecContext(ctx, s.db.SQL(`
+			UPDATE {lanes} SET ready_at = {now} WHERE lane_id `+s.db.In(`
+				SELECT l.lane_id FROM {lanes} l JOIN `+asked+` ON `+same+` WHERE `+sleeps+`
+				ORDER BY l.lane_id `+s.skipLocked("l"))), encoded, worker); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, s.db.SQL(`
+			INSERT INTO {lanes} (service_id, environment_id, ready_at) SELECT service_id, environment_id, {now}
+			FROM `+asked+` WHERE NOT EXISTS (SELECT 1 FROM {lanes} l WHERE `+same+`) ORDER BY service_id, environment_id
+			ON CONFLICT (service_id, environment_id) DO NOTHING`), encoded); err != nil {
+			return err
+		}
+		return tx.SelectContext(ctx, &left, s.db.SQL(`
+			SELECT l.service_id, l.environment_id FROM {lanes} l JOIN `+asked+` ON `+same+` WHERE `+sleeps), encoded, worker)
+	}); err != nil {
+		return nil, fmt.Errorf("say that lanes have work: %w", err)
+	}
+	return left, nil
+}
+
+// Scan finds every lane that has something to be read, whoever saw it published.
+// It costs a look into the index for each such lane.
+func (s *Store) Scan(ctx context.Context) ([]environment, error) {
+	query := `SELECT DISTINCT e.service_id, e.environment_id FROM {outbox} e WHERE ` + Readable
+	if s.db.Dialect == database.PostgreSQL {
+		// From each lane's first entry to the next lane's.
+		const next = `SELECT {lane_key e} AS key, e.service_id, e.environment_id FROM {outbox} e
+			WHERE ` + Readable + ` AND {lane_key e} > %s ORDER BY {lane_key e}, e.sequence LIMIT 1`
+		query = `WITH RECURSIVE found AS ((` + fmt.Sprintf(next, `-9223372036854775808`) + `)
+				UNION ALL SELECT n.* FROM found CROSS JOIN LATERAL (` + fmt.Sprintf(next, `found.key`) + `) AS n)
+			SELECT service_id, environment_id FROM found`
+	}
+	var found []environment
+	if err := s.db.SelectContext(ctx, &found, s.db.SQL(query)); err != nil {
+		return nil, fmt.Errorf("look through all lanes: %w", err)
+	}
+	return found, nil
+}
+
+// EnvironmentEvent is a condition on an event e that it concerns a whole
+// environment, and has not ended. It is spelled as the index of such events has it.
+const EnvironmentEvent = `e.type IN ('` + events.EnvironmentCreatedType + `', '` + events.EnvironmentDeletedType + `')
+	AND e.finished_at IS NULL`
+
+// NoteCreations notes each EnvironmentCreated for its snapshot, and gates its
+// source: later events there are read when the snapshot was taken. It returns the
+// gates. A worker does so before it reads anything that was seen with the event or
+// after it, so nothing later starts before the snapshot.
+func (s *Store) NoteCreations(ctx context.Context) (gates map[environment]int64, err error) {
+	var found []*Event
+	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT `+eventColumns+` FROM {outbox} e
+		WHERE `+EnvironmentEvent+` AND e.type = '`+events.EnvironmentCreatedType+`' AND NOT EXISTS (SELECT 1 FROM {copies} c WHERE c.sequence = e.sequence)
+		ORDER BY e.sequence`)); err != nil {
+		return nil, fmt.Errorf("look for environments that were created: %w", err)
+	}
+	gates = make(map[environment]int64)
+	for _, e := range found {
+		parsed, err := e.Parse()
+		if err != nil {
+			continue // it dies in its lane
+		}
+		created, ok := parsed.(events.EnvironmentCreated)
+		if !ok {
+			return nil, fmt.Errorf("event %s of type %s is a %T", e.EventID, e.Type, parsed)
+		}
+		source := environment{e.ServiceID, created.SourceEnvironmentID}
+		if err := s.db.Tx(ctx, func(tx *sqlx.Tx) error { return s.noteCreation(ctx, tx, e, created, source) }); err != nil {
+			return nil, fmt.Errorf("note that environment %q of service %s was created: %w", e.EnvironmentID, e.ServiceID, err)
+		}
+		if at, gated := gates[source]; !gated || e.Sequence < at {
+			gates[source] = e.Sequence
 		}
 	}
-	s.mu.Unlock()
-	if len(slow) == 0 {
-		return nil
-	}
-	if err := s.store.Write(ctx, held, slow); err != nil {
+	return gates, nil
+}
+
+func (s *Store) noteCreation(ctx context.Context, tx *sqlx.Tx, e *Event, created events.EnvironmentCreated, source environment) error {
+	target := environment{e.ServiceID, e.EnvironmentID}
+	lanes, err := s.makeLanes(ctx, tx, []environment{source, target})
+	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range entries {
-		e.written = true
+	if _, err := s.lockLanes(ctx, tx, sortedIDs(lanes), false); err != nil {
+		return err
 	}
-	return nil
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`
+		INSERT INTO {copies} (sequence, source_lane, target_lane, environment_service_id, state, created_at)
+		SELECT e.sequence, CAST(? AS bigint), CAST(? AS bigint), CAST(? AS text), 'pending', {now} FROM {outbox} e
+		WHERE e.sequence = ? AND e.finished_at IS NULL ON CONFLICT (sequence) DO NOTHING`),
+		lanes[source], lanes[target], created.EnvironmentServiceID, e.Sequence); err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, s.db.SQL(SetGate), lanes[source], lanes[source])
+	return err
 }
 
-// recently is how many events ended in the last tenth of a second.
-func (s *Subscriber) recently() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.pacing.flow.recently(time.Now())
+// SetGate sets the gate of a lane, given twice, by the snapshots of it that are
+// due, and wakes the lane. The caller has locked it in an earlier statement, so
+// that this one sees what was noted meanwhile.
+const SetGate = `
+	UPDATE {lanes} SET wake = wake + 1, ready_at = coalesce(ready_at, {now}),
+		gate_sequence = (SELECT min(sequence) FROM {copies} WHERE source_lane = ? AND state = 'pending')
+	WHERE lane_id = ?`
+
+// makeLanes returns the lanes of environments, and makes those that are new.
+func (s *Store) makeLanes(ctx context.Context, tx *sqlx.Tx, of []environment) (map[environment]int64, error) {
+	encoded, err := rows(of)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`
+		INSERT INTO {lanes} (service_id, environment_id) SELECT service_id, environment_id
+		FROM {rows v(service_id text, environment_id text)} WHERE true ORDER BY service_id, environment_id
+		ON CONFLICT (service_id, environment_id) DO NOTHING`), encoded); err != nil {
+		return nil, err
+	}
+	var found []struct {
+		environment
+		LaneID int64 `db:"lane_id"`
+	}
+	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT l.lane_id, l.service_id, l.environment_id FROM {lanes} l JOIN {rows v(service_id text, environment_id text)}
+		ON l.service_id = v.service_id AND l.environment_id = v.environment_id`), encoded); err != nil {
+		return nil, err
+	}
+	lanes := make(map[environment]int64, len(found))
+	for _, f := range found {
+		lanes[f.environment] = f.LaneID
+	}
+	return lanes, nil
+}
+
+var errNameless = errors.New("service_id and environment_id must name an environment: at most 256 bytes of valid UTF-8, " +
+	"without control characters")
+
+// buryIn makes the events of a name that no lane can have dead.
+func (s *Store) buryIn(ctx context.Context, env environment) error {
+	same := `e.service_id = ? AND e.environment_id = ?`
+	names := []any{env.ServiceID, env.EnvironmentID}
+	if s.db.Dialect == database.SQLite { // its texts are any bytes
+		same = `CAST(e.service_id AS blob) = ? AND CAST(e.environment_id AS blob) = ?`
+		names = []any{[]byte(env.ServiceID), []byte(env.EnvironmentID)}
+	}
+	var found []int64
+	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
+		SELECT e.sequence FROM {outbox} e WHERE `+Readable+` AND `+same+` ORDER BY e.sequence LIMIT ?`),
+		append(names, feedMost)...); err != nil {
+		return fmt.Errorf("look for events without an environment: %w", err)
+	}
+	return s.bury(ctx, found)
+}
+
+// bury makes events dead that no lane can have.
+func (s *Store) bury(ctx context.Context, sequences []int64) error {
+	if len(sequences) == 0 {
+		return nil
+	}
+	ids, err := rows(sequences)
+	if err != nil {
+		return err
+	}
+	if _, err := s.db.ExecContext(ctx, s.db.SQL(`
+		UPDATE {outbox} SET state = 'dead', finished_at = {now}, error_class = ?, error_code = ?, error = ?
+		WHERE sequence {in_ids} AND state = 'available' AND finished_at IS NULL`),
+		string(failure.Permanent), failure.InvalidEvent, errNameless.Error(), ids); err != nil {
+		return fmt.Errorf("end events without an environment: %w", err)
+	}
+	return nil
 }

@@ -2,69 +2,47 @@ package outbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
-
-	"github.com/ThreeDotsLabs/watermill/message"
 )
-
-func readMetadata(data []byte) (message.Metadata, error) {
-	metadata := message.Metadata{}
-	if len(data) == 0 || string(data) == "{}" {
-		return metadata, nil
-	}
-	if err := json.Unmarshal(data, &metadata); err != nil {
-		return message.Metadata{}, fmt.Errorf("not an object of strings: %w", err)
-	}
-	return metadata, nil
-}
 
 // round is what one turn of the fetch loop does only now and then.
 type round struct {
-	promote, takeOver, statuses, rotate bool
+	look, promote, claim, takeOver, statuses, rotate bool
 }
 
-// fetchLoop brings events into memory: it claims lanes, reads on in those held,
-// and gives back those that are drained.
+// fetchLoop brings events into memory: it looks for what is new, claims lanes, reads
+// on in those held, and gives back those that are drained.
 func (s *Subscriber) fetchLoop(ctx, work context.Context) {
-	var promoted, tookOver, looked, rotated time.Time
-	s.loop(ctx, s.fetching, "the outbox can't be read: trying again", func(bool) error {
-		now := time.Now()
-		return s.fetch(work, round{
-			promote:  due(&promoted, now, s.config.Poll),
-			takeOver: due(&tookOver, now, min(time.Second, s.config.Lease/4)),
-			statuses: due(&looked, now, s.statusesEvery()),
-			rotate:   due(&rotated, now, turn),
-		})
-	})
-}
-
-// loop takes turns until the context ends: when it is woken, which the turn is
-// told, and where it wasn't for as long as a poll. After a failure it waits ever
-// longer.
-func (s *Subscriber) loop(ctx context.Context, wake <-chan struct{}, trouble string, turn func(woken bool) error) {
+	var polled, promoted, tookOver, looked, rotated time.Time
 	tick := time.NewTicker(s.config.Poll)
 	defer tick.Stop()
 	pause := time.Duration(0)
-	for woken := false; ctx.Err() == nil; {
-		if err := turn(woken); err != nil && ctx.Err() == nil {
+	for ctx.Err() == nil {
+		now := time.Now()
+		poll := due(&polled, now, s.config.Poll)
+		s.mu.Lock()
+		r := round{look: s.news || poll, claim: s.more || poll}
+		s.news = false
+		s.mu.Unlock()
+		r.promote = due(&promoted, now, s.config.Poll)
+		r.takeOver = due(&tookOver, now, min(time.Second, s.config.Lease/4))
+		r.statuses = due(&looked, now, s.statusesEvery())
+		r.rotate = due(&rotated, now, turn)
+		if err := s.fetch(work, r); err != nil && ctx.Err() == nil {
+			s.Wake() // what this turn was for is still to be done
 			pause = min(2*pause+s.config.Poll, 5*time.Second)
-			s.config.Logger.Error(trouble, "error", err, "in", pause)
+			s.config.Logger.Error("the outbox can't be read: trying again", "error", err, "in", pause)
 			wait(ctx, pause)
-			woken = false
 			continue
 		}
 		pause = 0
 		select {
 		case <-ctx.Done():
-		case <-wake:
-			woken = true
+		case <-s.turns:
 		case <-tick.C:
-			woken = false
 		}
 		tick.Reset(s.config.Poll) // polling is for when nothing wakes it
 	}
@@ -100,6 +78,11 @@ func wait(ctx context.Context, d time.Duration) {
 func (s *Subscriber) fetch(work context.Context, r round) error {
 	asking, cancel := context.WithTimeout(work, s.config.Lease)
 	defer cancel()
+	if r.look {
+		if err := s.feed(asking); err != nil {
+			return err
+		}
+	}
 	if r.promote {
 		lanes, more, err := s.store.Promote(asking)
 		if err != nil {
@@ -110,8 +93,13 @@ func (s *Subscriber) fetch(work context.Context, r round) error {
 			s.fetchSoon()
 		}
 	}
-	if err := s.claim(work, r.takeOver); err != nil {
+	if err := s.want(asking, &r); err != nil {
 		return err
+	}
+	if r.claim || r.takeOver {
+		if err := s.claim(work, r.takeOver); err != nil {
+			return err
+		}
 	}
 	if err := s.refill(asking, r.statuses); err != nil {
 		return err
@@ -121,7 +109,11 @@ func (s *Subscriber) fetch(work context.Context, r round) error {
 	}
 	s.mu.Lock()
 	s.dispatch()
+	again := s.news || s.more && s.lanesWanted() > 0
 	s.mu.Unlock()
+	if again {
+		s.fetchSoon()
+	}
 	if r.rotate {
 		if err := s.rotate(asking); err != nil {
 			return err
@@ -140,23 +132,14 @@ func (s *Subscriber) markRefill(lanes []int64) {
 	}
 }
 
-// reading is a look for a lane's next events.
-type reading struct {
-	Reading
-	lane *lane
-	// fresh and requeued count what was found above and below the position.
-	fresh, requeued int
-}
-
-// refill reads on in lanes that may have more. What a lane's status was
-// before it was read decides whether the reading drained it.
+// refill reads on in lanes that may have more.
 func (s *Subscriber) refill(ctx context.Context, all bool) error {
 	s.mu.Lock()
 	look := make(map[int64]*lane)
 	for _, l := range s.lanes {
 		if all || l.wantsMore() {
 			look[l.LaneID] = l
-			l.ended = make(map[int64]bool)
+			l.ended, l.halted = make(map[int64]bool), false
 		}
 	}
 	s.mu.Unlock()
@@ -167,7 +150,7 @@ func (s *Subscriber) refill(ctx context.Context, all bool) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, l := range look {
-			l.ended, l.reading = nil, false
+			l.ended = nil
 		}
 	}()
 	statuses, err := s.store.Statuses(ctx, slices.Sorted(maps.Keys(look)))
@@ -178,24 +161,29 @@ func (s *Subscriber) refill(ctx context.Context, all bool) error {
 	if len(readings) == 0 {
 		return nil
 	}
-	list := make([]Reading, 0, len(readings))
-	for _, r := range readings {
-		list = append(list, r.Reading)
-	}
-	found, err := s.store.Read(ctx, list)
+	found, err := s.store.Read(ctx, slices.Collect(maps.Values(readings)))
 	if err != nil {
 		s.markRefill(slices.Collect(maps.Keys(readings)))
 		return err
 	}
-	s.take(found, readings)
+	// What a transaction publishes that was open when the worker began isn't seen by a
+	// look first. If it has created an environment, what was read may come after that.
+	if len(s.log.before) > 0 {
+		if created, err := s.noteCreations(ctx); err != nil || created {
+			s.markRefill(slices.Collect(maps.Keys(readings)))
+			return err
+		}
+	}
+	s.take(found, look, readings)
 	return nil
 }
 
 // readings notes what changed about lanes, and says which are to be read.
-func (s *Subscriber) readings(look map[int64]*lane, statuses []Status) map[int64]*reading {
+func (s *Subscriber) readings(look map[int64]*lane, statuses []Status) map[int64]Reading {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make(map[int64]*reading)
+	budget := max(8*s.config.Concurrency, 2*s.flow.recently(time.Now())) - s.pending()
+	list := make(map[int64]Reading)
 	for _, status := range statuses {
 		l := look[status.LaneID]
 		if s.lanes[l.LaneID] != l || status.Token != l.Token {
@@ -204,73 +192,78 @@ func (s *Subscriber) readings(look map[int64]*lane, statuses []Status) map[int64
 		before := l.status
 		l.status = status
 		l.status.DeletedSequence = max(before.DeletedSequence, status.DeletedSequence)
-		if l.endedSince(before.Emptying) || l.endedSince(status.Emptying) {
-			l.status.Emptying = before.Emptying
-		}
-		if before.LaneID == 0 || before.Wake != status.Wake {
+		if before.LaneID != 0 && before.Wake != status.Wake {
 			l.refill = true
 		}
-		if before.Held != status.Held || before.gate() != status.gate() {
+		if before.Held != status.Held {
 			s.enqueue(l)
 		}
-		if before.gate() != status.gate() || before.SnapshotSequence != status.SnapshotSequence {
-			l.schedule.copying()
-		}
-		limit := l.window() - len(l.schedule.pending)
-		if l.schedule.stale() {
-			limit = max(limit, 1)
-		}
-		if l.refill && limit > 0 && !status.Held && !l.leaving && !l.feeding {
-			l.refill, l.reading = false, true
-			list[l.LaneID] = &reading{lane: l, Reading: Reading{
-				LaneID: l.LaneID, After: l.cursor, Limit: limit, Known: len(l.schedule.sequences),
-			}}
+		room := l.window() - len(l.schedule.pending)
+		room = min(room, max(smallestWindow-len(l.schedule.pending), budget))
+		if l.refill && room > 0 && !status.Held && !l.leaving {
+			l.refill = false
+			budget -= room
+			list[l.LaneID] = Reading{
+				LaneID: l.LaneID, After: l.cursor, UpTo: s.log.high, Limit: room + len(l.schedule.sequences),
+				Known: len(l.schedule.sequences),
+			}
 		}
 	}
 	return list
 }
 
+// pending is how many events wait in memory, but for those of lanes that don't
+// go on: a lane that hangs takes no room from others. The mutex is held.
+func (s *Subscriber) pending() int {
+	n := 0
+	for _, l := range s.lanes {
+		if !l.status.Held && !l.leaving && !l.pace.slow {
+			n += len(l.schedule.pending)
+		}
+	}
+	return n
+}
+
 // take puts what was read into the lanes' schedules. What ended meanwhile is
-// out of date. Where not all requeued events were read, those above the reading
-// position come after them.
-func (s *Subscriber) take(found []*Event, readings map[int64]*reading) {
+// out of date. What the worker has not seen yet is brought by the next look, with
+// all that must come before it.
+func (s *Subscriber) take(found []*Event, look map[int64]*lane, readings map[int64]Reading) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	fresh, requeued := make(map[int64]int), make(map[int64]int)
 	for _, e := range found {
-		if r := readings[e.LaneID]; e.Sequence > r.After {
-			r.fresh++
+		if e.Sequence > readings[e.LaneID].After {
+			fresh[e.LaneID]++
 		} else {
-			r.requeued++
+			requeued[e.LaneID]++
 		}
 	}
 	for _, e := range found {
-		r := readings[e.LaneID]
-		l := r.lane
-		if e.Sequence > r.After && r.requeued >= r.Limit+r.Known {
-			continue
+		l, r := look[e.LaneID], readings[e.LaneID]
+		isFresh := e.Sequence > r.After
+		if isFresh && requeued[e.LaneID] >= r.Limit+r.Known {
+			continue // requeued ones that were not read come before it
 		}
-		l.cursor = max(l.cursor, e.Sequence)
-		if _, ended := l.ended[e.Sequence]; ended {
+		if isFresh {
+			l.cursor = max(l.cursor, e.Sequence)
+		}
+		switch {
+		case l.ended[e.Sequence]:
 			l.refill = true // it may have been read before or after that
-			continue
+		case s.log.knows(e.Sequence):
+			l.schedule.add(e, l.status.Holds || l.halted)
 		}
-		if e.Sequence < l.status.emptying() {
-			l.refill = true // read before that deletion began, or after its end
-			continue
-		}
-		l.schedule.add(e, l.status.Holds || slices.Contains(slices.Collect(maps.Values(l.ended)), true))
 	}
-	for _, r := range readings {
-		if r.fresh < r.Limit && r.requeued < r.Limit+r.Known {
-			r.lane.drainedWake = r.lane.status.Wake
-		} else {
-			r.lane.drainedWake, r.lane.refill = notDrained, true
+	for laneID, r := range readings {
+		l := look[laneID]
+		if fresh[laneID] >= r.Limit || requeued[laneID] >= r.Limit+r.Known {
+			l.refill = true
 		}
-		s.enqueue(r.lane)
+		s.enqueue(l)
 	}
 }
 
-// parkBlocked takes out of the windows what waits for parked events, and what
+// parkBlocked takes out of the windows what waits for events with holds, and what
 // fills a window while it waits for a long one.
 func (s *Subscriber) parkBlocked(ctx context.Context) error {
 	type job struct {
@@ -283,9 +276,8 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 	now := time.Now()
 	s.mu.Lock()
 	for _, l := range s.lanes {
-		j := job{lane: l, holding: l.holding()}
-		more := l.refill || s.pacing.behind
-		if j.waiting, j.doubt = l.schedule.unchecked(); len(j.waiting) == 0 && more && len(l.schedule.pending) >= l.window()/2 {
+		j := job{lane: l, holding: l.holding(s.log)}
+		if j.waiting, j.doubt = l.schedule.unchecked(); len(j.waiting) == 0 && l.refill && len(l.schedule.pending) >= l.window()/2 {
 			j.doubt = 0
 			j.running, j.waiting = l.schedule.stuck(now)
 		}
@@ -302,7 +294,7 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 	s.mu.Unlock()
 
 	for _, j := range jobs {
-		parked, err := s.store.Park(ctx, j.holding, j.running, j.waiting)
+		parking, err := s.store.Park(ctx, j.holding, j.running, j.waiting)
 		if errors.Is(err, ErrLeaseLost) {
 			s.lose(j.lane)
 			continue
@@ -312,8 +304,7 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 		}
 		s.mu.Lock()
 		j.lane.schedule.checked(j.doubt)
-		j.lane.schedule.park(parked)
-		j.lane.doubtful = j.lane.doubtful || len(parked) > 0 || len(j.running) > 0
+		j.lane.schedule.park(parking)
 		s.enqueue(j.lane)
 		s.mu.Unlock()
 		s.fetchSoon()

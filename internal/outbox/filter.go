@@ -29,6 +29,29 @@ func (f Filter) Empty() bool {
 // heldCondition is what makes an event held: its lane is.
 const heldCondition = `(e.state IN ('available', 'retryable') AND coalesce(l.held, false))`
 
+// whereUnread is where, but for the media of events that no worker has written
+// yet: their payload alone tells it, see hasMedia.
+func (f Filter) whereUnread() (string, []any) {
+	media := f.MediaID
+	f.MediaID = ""
+	condition, args := f.where()
+	if media != "" {
+		condition, args = condition+` AND (e.media_id = ? OR e.media_id IS NULL)`, append(args, media)
+	}
+	return condition, args
+}
+
+// hasMedia tells whether an event has the filter's media, if it asks for one.
+func (f Filter) hasMedia(e *Event) bool {
+	if f.MediaID == "" {
+		return true
+	}
+	if e.MediaID == nil {
+		e.describe()
+	}
+	return e.Media() == f.MediaID
+}
+
 // where is the filter as a condition on {outbox} e LEFT JOIN {lanes} l.
 func (f Filter) where() (string, []any) {
 	conditions := []string{`true`}

@@ -48,7 +48,8 @@ func (s *Store) Claim(ctx context.Context, worker string, n int, lease time.Dura
 }
 
 // TakeOver leases up to n lanes whose holder let its lease lapse. What that
-// worker may have started is remembered: its events may have written.
+// worker may have started is remembered: its events may have written. They still
+// stand in the lane, to be read.
 func (s *Store) TakeOver(ctx context.Context, worker string, n int, lease time.Duration) ([]Lane, error) {
 	var lanes []Lane
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
@@ -70,10 +71,7 @@ func (s *Store) TakeOver(ctx context.Context, worker string, n int, lease time.D
 		_, err = tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {outbox} SET state = 'available', lapse_count = lapse_count + 1
 			WHERE state = 'running' AND lane_id {in_ids}`), ids)
-		if err != nil {
-			return err
-		}
-		return s.assignEarlier(ctx, tx, lanes)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("take over lapsed lanes: %w", err)
@@ -81,39 +79,8 @@ func (s *Store) TakeOver(ctx context.Context, worker string, n int, lease time.D
 	return lanes, nil
 }
 
-// assignEarlier puts what the lanes' former holders had taken before what is in
-// the lanes: who reads them would else begin with what comes after it. Those
-// workers are dead, or will learn that the lanes are no longer theirs.
-func (s *Store) assignEarlier(ctx context.Context, tx *sqlx.Tx, lanes []Lane) error {
-	of := make(map[environment]int64, len(lanes))
-	for _, l := range lanes {
-		of[environment{l.ServiceID, l.EnvironmentID}] = l.LaneID
-	}
-	ids, err := rows(laneIDsOf(lanes))
-	if err != nil {
-		return err
-	}
-	var found []*Event
-	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT `+freshColumns+` FROM {outbox} AS e
-		WHERE lane_id IS NULL AND sequence < (SELECT max(last_sequence) FROM {lanes} WHERE lane_id {in_ids})
-			AND sequence < (SELECT last_sequence FROM {lanes} l
-				WHERE l.service_id = e.service_id AND l.environment_id = e.environment_id AND l.lane_id {in_ids})
-		ORDER BY sequence`), ids, ids); err != nil {
-		return err
-	}
-	var list []*assignment
-	for _, e := range found {
-		e.LaneID = of[environment{e.ServiceID, e.EnvironmentID}]
-		if a := assign(e); a.created == nil { // such an event is never taken
-			list = append(list, a)
-		}
-	}
-	return s.write(ctx, tx, list, toBeRead)
-}
-
-// VoidLeases lets every lease lapse at once. Only who knows that no other
-// worker lives may call it: the holder of SQLite's worker lock.
+// VoidLeases lets every lease lapse at once. The caller must know that no other
+// worker lives: it holds SQLite's worker lock.
 func (s *Store) VoidLeases(ctx context.Context) error {
 	if s.db.Dialect != database.SQLite {
 		return nil
@@ -133,11 +100,9 @@ func (s *Store) VoidLeases(ctx context.Context) error {
 type Holding struct {
 	LaneID int64 `json:"lane_id"`
 	Token  int64 `json:"lease_token"`
-	// ReadFrom is kept for the lane's next holder.
+	// ReadFrom is kept for the lane's next holder: at or below it stands no
+	// unfinished event that isn't parked or requeued.
 	ReadFrom int64 `json:"read_from"`
-	// SeenWake is the lane's wake count before it was found drained; -1 where
-	// work is left.
-	SeenWake int64 `json:"seen_wake"`
 }
 
 // Status is what a holder must know of its lane before it reads on.
@@ -146,33 +111,12 @@ type Status struct {
 	Token  int64 `db:"lease_token"`
 	Wake   int64 `db:"wake"`
 	Held   bool  `db:"held"`
-	// Gate is the sequence above which events wait for a snapshot; nil if none.
-	Gate            *int64 `db:"gate_sequence"`
-	DeletedSequence int64  `db:"deleted_sequence"`
-	TaintedTo       int64  `db:"tainted_to"`
-	// SnapshotSequence is the last EnvironmentCreated whose snapshot was taken.
-	SnapshotSequence int64 `db:"snapshot_sequence"`
-	// Emptying is the deletion that has begun to empty the directory, and has not
-	// ended: no event below starts. nil if there is none.
-	Emptying *int64 `db:"emptying_sequence"`
+	// Gated tells that events wait for a snapshot: they can't be read before.
+	Gated           bool  `db:"gated"`
+	DeletedSequence int64 `db:"deleted_sequence"`
+	TaintedTo       int64 `db:"tainted_to"`
 	// Holds tells that parked events hold others back.
 	Holds bool `db:"holds"`
-}
-
-// gate is 0 where there is none.
-func (s *Status) gate() int64 {
-	if s.Gate == nil {
-		return 0
-	}
-	return *s.Gate
-}
-
-// emptying is 0 where no deletion has begun.
-func (s *Status) emptying() int64 {
-	if s.Emptying == nil {
-		return 0
-	}
-	return *s.Emptying
 }
 
 // Renew prolongs leases and tells which lanes are still the caller's. Lanes
@@ -242,36 +186,27 @@ func (s *Store) renew(ctx context.Context, held []Holding, lease time.Duration, 
 	return nil
 }
 
-// Release gives lanes back. A lane that was drained sleeps until it is woken,
-// unless that happened since its holder looked. Events that the holder took
-// and didn't finish are assigned, so that the next one reads them. It changes
-// nothing about lanes that the caller has lost, nor about their events: what came
-// before them may be nowhere but in its memory, or not even there any more.
-func (s *Store) Release(ctx context.Context, held []Holding, taken []*Event) error {
-	var leases map[int64]lease
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) (err error) {
-		if leases, err = s.fence(ctx, tx, held, exclusive); err != nil {
+// Release gives lanes back. A lane in which nothing can be read sleeps until it
+// is woken, by what its parked events wait for or by a feed that sees something
+// new. Lanes that the caller has lost stay as they are.
+func (s *Store) Release(ctx context.Context, held []Holding) error {
+	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		if _, err := s.fence(ctx, tx, held, exclusive); err != nil {
 			return err
 		}
-		if err := s.writeTaken(ctx, tx, stillHeld(taken, held, leases), toBeRead); err != nil {
-			return err
-		}
+		const left = `EXISTS (SELECT 1 FROM {outbox} e WHERE {in_lane e l} AND e.sequence > v.read_from AND ` + Readable + `
+				AND e.sequence < coalesce(l.gate_sequence, 9223372036854775807))
+			OR EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = l.lane_id AND e.requeued AND ` + Readable + `
+				AND e.sequence < coalesce(l.gate_sequence, 9223372036854775807))`
 		return s.exec(ctx, tx, `
 			UPDATE {lanes} AS l SET leased_by = NULL, leased_until = NULL, read_from = v.read_from,
-				ready_at = CASE WHEN v.seen_wake = l.wake THEN NULL ELSE {now} END,
-				lapse_count = CASE WHEN v.seen_wake = l.wake THEN 0 ELSE lapse_count END
-			FROM {rows v(lane_id bigint, lease_token bigint, read_from bigint, seen_wake bigint)}
+				ready_at = CASE WHEN `+left+` THEN {now} END,
+				lapse_count = CASE WHEN `+left+` THEN lapse_count ELSE 0 END
+			FROM {rows v(lane_id bigint, lease_token bigint, read_from bigint)}
 			WHERE l.lane_id = v.lane_id AND l.lease_token = v.lease_token AND `+leased, held)
 	})
 	if err != nil {
 		return fmt.Errorf("give lanes back: %w", err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, h := range held {
-		if leases[h.LaneID].Token == h.Token && s.took[h.LaneID] == h.Token {
-			delete(s.took, h.LaneID)
-		}
 	}
 	return nil
 }
@@ -321,11 +256,11 @@ func (s *Store) Statuses(ctx context.Context, lanes []int64) ([]Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	// EXISTS might be planned as a hash of all holds, while they are few.
 	var found []Status
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT lane_id, lease_token, wake, held, gate_sequence, deleted_sequence, tainted_to, snapshot_sequence,
-			emptying_sequence,
-			EXISTS (SELECT 1 FROM {holds} h WHERE h.lane_id = l.lane_id) AS holds
+		SELECT lane_id, lease_token, wake, held, gate_sequence IS NOT NULL AS gated, deleted_sequence, tainted_to,
+			coalesce((SELECT true FROM {holds} h WHERE h.lane_id = l.lane_id LIMIT 1), false) AS holds
 		FROM {lanes} l WHERE lane_id {in_ids}`), ids); err != nil {
 		return nil, fmt.Errorf("look at held lanes: %w", err)
 	}
@@ -336,35 +271,55 @@ func (s *Store) Statuses(ctx context.Context, lanes []int64) ([]Status, error) {
 // tells a successor what a dead worker had started. It changes nothing about
 // events that have ended or were put back meanwhile, or whose lane was lost.
 func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event) error {
-	type begun struct {
-		Sequence int64 `json:"sequence"`
-		Recorded int   `json:"recorded_count"`
-	}
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
 		leases, err := s.fence(ctx, tx, held, shared)
 		if err != nil {
 			return err
 		}
-		var list []begun
-		for _, e := range stillHeld(events, held, leases) {
-			list = append(list, begun{e.Sequence, e.RecordedCount})
-		}
-		if len(list) == 0 {
+		mine := describedRows(stillHeld(events, held, leases))
+		if len(mine) == 0 {
 			return nil
 		}
 		// What somebody is writing at this moment has an end, or will be marked
 		// another time: not waiting for it, we are in nobody's way.
-		return s.exec(ctx, tx, `
-			UPDATE {outbox} SET state = 'running' WHERE sequence `+s.db.In(`
+		encoded, err := rows(mine)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, s.db.SQL(`
+			UPDATE {outbox} AS e SET state = 'running', lane_id = v.lane_id, media_id = v.media_id, version = v.version,
+				resources = v.resources
+			FROM {rows v(`+describedColumns+`)} WHERE e.sequence = v.sequence AND e.sequence `+s.db.In(`
 				SELECT e.sequence FROM {outbox} e JOIN {rows v(sequence bigint, recorded_count integer)}
 				ON e.sequence = v.sequence AND e.recorded_count = v.recorded_count
-				WHERE `+database.Unplanned(`e.state = 'available' AND NOT e.parked AND e.lane_id IS NOT NULL`)+` `+
-			s.skipLocked("e")), list)
+				WHERE `+database.Unplanned(`e.state = 'available' AND NOT e.parked`)+` `+
+			s.skipLocked("e"))), encoded, encoded)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("mark running events: %w", err)
 	}
 	return nil
+}
+
+// described is what a worker knows of an event from its payload, for its row.
+type described struct {
+	Sequence  int64   `json:"sequence"`
+	LaneID    int64   `json:"lane_id"`
+	MediaID   *string `json:"media_id"`
+	Version   *int64  `json:"version"`
+	Resources string  `json:"resources"`
+	Recorded  int     `json:"recorded_count"`
+}
+
+const describedColumns = `sequence bigint, lane_id bigint, media_id text, version bigint, resources text, recorded_count integer`
+
+func describedRows(events []*Event) []described {
+	list := make([]described, len(events))
+	for i, e := range events {
+		list[i] = described{e.Sequence, e.LaneID, e.MediaID, e.Version, e.Resources, e.RecordedCount}
+	}
+	return list
 }
 
 func laneIDsOf(lanes []Lane) []int64 {

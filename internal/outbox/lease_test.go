@@ -19,7 +19,7 @@ func TestALaneHasOneHolder(t *testing.T) {
 		for i := range lanes {
 			w.publish("service "+string(rune('A'+i)), touch("a"))
 		}
-		w.assign()
+		w.want()
 		var mu sync.Mutex
 		holder := make(map[int64]int)
 		var claiming sync.WaitGroup
@@ -55,7 +55,7 @@ func TestWhoWaitedLongestIsClaimedFirst(t *testing.T) {
 		for _, service := range []string{"a", "b", "c"} {
 			w.publish(service, touch("m"))
 		}
-		w.assign()
+		w.want()
 		w.exec(`UPDATE {lanes} SET ready_at = CASE service_id WHEN 'b' THEN 1 WHEN 'c' THEN 2 ELSE 3 END`)
 		for _, want := range []string{"b", "c", "a"} {
 			lanes, err := w.store.Claim(w.t.Context(), "w", 1, lease)
@@ -94,7 +94,7 @@ func TestALapsedLaneIsTakenOver(t *testing.T) {
 	})
 }
 
-// What a worker does after it lost its lease changes nothing.
+// A worker that has lost its lease changes nothing.
 func TestAnOldTokenChangesNothing(t *testing.T) {
 	each(t, func(w *world) {
 		list := w.publish("s", touch("a"), touch("b"), touch("c"), touch("d"), touch("e"), touch("a"))
@@ -124,7 +124,7 @@ func TestAnOldTokenChangesNothing(t *testing.T) {
 		if err != nil || len(kept) > 0 || !lost[old.LaneID] {
 			w.t.Errorf("renewing kept %v, lost %v: %v", kept, lost, err)
 		}
-		if err := w.store.Release(w.t.Context(), []outbox.Holding{{LaneID: old.LaneID, Token: old.Token, ReadFrom: 99}}, nil); err != nil {
+		if err := w.store.Release(w.t.Context(), []outbox.Holding{{LaneID: old.LaneID, Token: old.Token, ReadFrom: 99}}); err != nil {
 			w.t.Fatal(err)
 		}
 		if diff := cmp.Diff(before, w.dump()); diff != "" {
@@ -165,7 +165,7 @@ func TestALockedLaneDoesNotKeepOthersFromBeingRenewed(t *testing.T) {
 	w := newWorld(t, dbtest.PostgreSQL(t))
 	w.publish("locked", touch("a"))
 	w.publish("free", touch("a"))
-	w.assign()
+	w.want()
 	lanes := w.claim("w")
 	var held []outbox.Holding
 	var locked, free int64
@@ -176,6 +176,7 @@ func TestALockedLaneDoesNotKeepOthersFromBeingRenewed(t *testing.T) {
 		} else {
 			free = lane.LaneID
 		}
+		w.settleEvent(lane, w.read(lane.LaneID)[0], retryIn(-time.Second))
 		w.lapse(lane.LaneID)
 	}
 	tx, err := w.db.BeginTxx(t.Context(), nil)
@@ -193,7 +194,6 @@ func TestALockedLaneDoesNotKeepOthersFromBeingRenewed(t *testing.T) {
 		t.Errorf("kept %v, lost %v: %v; want lane %d kept and nothing said about %d", kept, lost, err, free, locked)
 	}
 	// Nor must it keep other lanes' due retries from running.
-	w.exec(`UPDATE {outbox} SET state = 'retryable', parked = true, next_attempt_at = 1`)
 	ctx, cancel = contextWithTimeout(t, 10*time.Second)
 	defer cancel()
 	promoted, _, err := w.store.Promote(ctx)
@@ -208,13 +208,14 @@ func TestALockedLaneDoesNotKeepOthersFromBeingRenewed(t *testing.T) {
 	}
 }
 
-func TestADrainedLaneSleepsUnlessItWasWokenMeanwhile(t *testing.T) {
+// A lane is asleep when nothing can be read in it, whatever was seen of it before.
+func TestADrainedLaneSleepsUnlessSomethingCanBeRead(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		wake func(w *world, lane outbox.Lane, first int64)
 	}{
 		{"nothing", nil},
-		{"a new event", func(w *world, _ outbox.Lane, _ int64) { w.publish("s", touch("b")); w.assign() }},
+		{"a new event", func(w *world, _ outbox.Lane, _ int64) { w.publish("s", touch("b")) }},
 		{"a retry that is due", func(w *world, _ outbox.Lane, _ int64) { w.promote() }},
 		{"what waited for an event", func(w *world, lane outbox.Lane, first int64) {
 			w.promote()
@@ -230,7 +231,6 @@ func TestADrainedLaneSleepsUnlessItWasWokenMeanwhile(t *testing.T) {
 				if parked := w.park(lane, nil, second); len(parked) != 1 {
 					w.t.Fatalf("parked %v", parked)
 				}
-				seen := w.status(lane.LaneID).Wake
 				if found := w.read(lane.LaneID); len(found) > 0 {
 					w.t.Fatalf("not drained: %v", sequences(found))
 				}
@@ -238,8 +238,8 @@ func TestADrainedLaneSleepsUnlessItWasWokenMeanwhile(t *testing.T) {
 					test.wake(w, lane, list[0])
 				}
 				if err := w.store.Release(w.t.Context(), []outbox.Holding{
-					{LaneID: lane.LaneID, Token: lane.Token, ReadFrom: list[1], SeenWake: seen},
-				}, nil); err != nil {
+					{LaneID: lane.LaneID, Token: lane.Token, ReadFrom: list[1]},
+				}); err != nil {
 					w.t.Fatal(err)
 				}
 				if got, want := len(w.claim("next")), min(1, len(test.name)-len("nothing")); (got > 0) != (want > 0) {
@@ -253,7 +253,7 @@ func TestADrainedLaneSleepsUnlessItWasWokenMeanwhile(t *testing.T) {
 func TestAHeldLaneIsNotClaimedUntilItIsReleased(t *testing.T) {
 	each(t, func(w *world) {
 		w.publish("s", touch("a"))
-		w.assign()
+		w.want()
 		w.exec(`UPDATE {lanes} SET held = true`)
 		if lanes := w.claim("w"); len(lanes) > 0 {
 			w.t.Fatalf("claimed %v", lanes)

@@ -80,7 +80,6 @@ const listedColumns = `e.sequence, CAST(e.event_id AS text) AS event_id, e.type,
 	e.media_id, ` + shownState + ` AS state, e.outcome, e.attempt_count, e.error_class, e.error_code, e.error,
 	e.created_at, e.next_attempt_at, e.finished_at`
 
-// An event that isn't assigned yet is held, too, where its environment is.
 const listedTables = ` FROM {outbox} e
 	LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id`
 
@@ -97,16 +96,10 @@ func (s *Store) List(ctx context.Context, filter Filter, limit int) ([]Listed, e
 // Each is List for more events than memory should hold. What visit does must not
 // ask the database.
 func (s *Store) Each(ctx context.Context, filter Filter, limit int, visit func(Listed) error) error {
-	// Of what isn't assigned yet, the payload alone tells the media.
-	media := filter.MediaID
-	filter.MediaID = ""
-	condition, args := filter.where()
-	if media != "" {
-		condition, args = condition+` AND (e.media_id = ? OR e.lane_id IS NULL)`, append(args, media)
-	}
-	query := `SELECT ` + listedColumns + `, CASE WHEN e.lane_id IS NULL THEN e.data END AS data` + listedTables +
+	condition, args := filter.whereUnread()
+	query := `SELECT ` + listedColumns + `, CASE WHEN e.media_id IS NULL THEN e.data END AS data` + listedTables +
 		` WHERE ` + condition + ` ORDER BY e.sequence`
-	if limit > 0 && media == "" {
+	if limit > 0 && filter.MediaID == "" {
 		query += ` LIMIT ?`
 		args = append(args, limit)
 	}
@@ -120,11 +113,10 @@ func (s *Store) Each(ctx context.Context, filter Filter, limit int, visit func(L
 		if err := rows.StructScan(&row); err != nil {
 			return fmt.Errorf("list events: %w", err)
 		}
-		e := row.listed()
-		if media != "" && e.MediaID != media {
+		if !filter.hasMedia(&row.Event) {
 			continue
 		}
-		if err := visit(e); err != nil {
+		if err := visit(row.listed()); err != nil {
 			return err
 		}
 		visited++
@@ -209,7 +201,7 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 
 func (r *listedRow) listed() Listed {
 	if r.MediaID == nil && r.Data != nil {
-		r.MediaID = assign(&r.Event).MediaID
+		r.describe()
 	}
 	return Listed{
 		Sequence: r.Sequence, EventID: r.EventID, Type: r.Type, ServiceID: r.ServiceID, EnvironmentID: r.EnvironmentID,

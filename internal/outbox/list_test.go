@@ -27,16 +27,27 @@ func (w *world) list(filter outbox.Filter) []string {
 	return seen
 }
 
+// dataOf is the payload that only the event of a media has.
+func (w *world) dataOf(media string) string {
+	w.t.Helper()
+	data, err := json.Marshal(touch(media))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(data)
+}
+
 // crowd has a media in every state; those of S2 are in a lane that is held.
 func (w *world) crowd() {
 	w.t.Helper()
 	w.publish("S1", touch("available"), touch("running"), touch("retryable"), touch("completed"), touch("dead"), touch("discarded"))
 	w.publish("S2", touch("held"), touch("held-retryable"), touch("dead-there"))
 	w.publishIn("S2", "staging", touch("elsewhere"))
-	w.assign()
+	w.want()
+	// A worker has written these.
 	for media, state := range map[string]string{"running": "running", "retryable": "retryable", "completed": "completed",
 		"dead": "dead", "discarded": "discarded", "held-retryable": "retryable", "dead-there": "dead"} {
-		w.exec(`UPDATE {outbox} SET state = ? WHERE media_id = ?`, state, media)
+		w.exec(`UPDATE {outbox} SET state = ?, media_id = ? WHERE CAST(data AS text) = ?`, state, media, w.dataOf(media))
 	}
 	w.exec(`UPDATE {outbox} SET error_class = 'permanent', error_code = 'key_taken' WHERE media_id = 'dead-there'`)
 	w.exec(`UPDATE {lanes} SET held = true WHERE service_id = 'S2' AND environment_id = ''`)
@@ -100,10 +111,10 @@ func TestStatsCountEveryStateAndTheOldestWait(t *testing.T) {
 		}
 
 		w.crowd()
-		w.publish("S3", touch("unassigned"))
+		w.publish("S3", touch("of a lane that doesn't exist yet"))
 		// Held for longest, but no lag: it waits for the customer.
-		w.exec(`UPDATE {outbox} SET created_at = created_at - 3600000000 WHERE media_id = 'held'`)
-		w.exec(`UPDATE {outbox} SET created_at = created_at - 60000000 WHERE media_id = 'available'`)
+		w.exec(`UPDATE {outbox} SET created_at = created_at - 3600000000 WHERE CAST(data AS text) = ?`, w.dataOf("held"))
+		w.exec(`UPDATE {outbox} SET created_at = created_at - 60000000 WHERE CAST(data AS text) = ?`, w.dataOf("available"))
 		stats, err := w.store.Stats(w.t.Context())
 		if err != nil {
 			w.t.Fatal(err)
@@ -128,7 +139,7 @@ func (w *world) idOf(sequence int64) string {
 func TestShowTellsEveryAttempt(t *testing.T) {
 	each(t, func(w *world) {
 		sequences := w.publish("S1", touch("failed"), touch("done"), touch("waiting"))
-		w.assign()
+		w.want()
 		w.exec(`INSERT INTO {attempts} (sequence, number, started_at, duration_us, worker, error_class, error_code, error, aws_request_id)
 			VALUES (?, 1, 1750000000000000, 1500, 'w1', 'transient', 'timeout', 'too slow', 'REQ1'),
 				(?, 2, 1750000001000000, 2000, 'w2', NULL, NULL, NULL, NULL)`, sequences[0], sequences[0])
@@ -201,7 +212,7 @@ func TestShowTakesSecretsOutOfTheSource(t *testing.T) {
 func TestWhatNoWorkerHasSeenYetIsListedAsWhatItIs(t *testing.T) {
 	each(t, func(w *world) {
 		w.publish("S1", touch("first"))
-		w.assign()
+		w.want()
 		w.exec(`UPDATE {lanes} SET held = true`)
 		w.publish("S1", touch("waits"), touch("other"))
 		w.publish("S2", touch("waits"))

@@ -1,22 +1,34 @@
-// Package outbox holds events at rest and gives them out: it assigns newly
-// committed events to lanes, leases lanes to workers, keeps the order of
-// events that share a media or a file name, and records how each ended.
+// Package outbox holds events at rest and gives them out: it leases lanes to
+// workers, keeps the order of events that share a media or a file name, and
+// records how each ended.
 //
-// A lane is one environment of one service. A worker leases lanes, not
-// events: order and parallelism within a lane are decided in memory by its
-// one holder, and no transaction is open while a handler runs. Every write
-// about a lane's events carries the lease's token, so a worker that lost its
-// lease changes nothing (fencing).
+// A lane is one environment of one service; an event's row names it. A worker
+// leases lanes, not events. A lane's one holder reads the lane's unfinished
+// events straight from the table and decides in memory which may start. No
+// transaction is open while a handler runs. An event's row is written when the
+// event ends, waits, or runs for a while. Every such write carries the lease's
+// token, so a worker that lost its lease changes nothing (fencing).
+//
+// docs/architecture.md has the states of an event, and what moves it between
+// them; docs/decisions/0008-direct-lanes.md tells why the package is made so.
+//
+// Locks are taken in this order:
+//
+//  1. Rows of lanes, by ascending lane_id. A settlement takes them FOR KEY SHARE,
+//     which keeps the lane from being taken over. Whoever parks events, lets go of
+//     parked ones, takes a snapshot or acts for an operator takes them FOR NO KEY
+//     UPDATE or FOR UPDATE, and is then alone with the lane.
+//  2. Rows of the outbox, by ascending sequence.
+//  3. Rows of other tables.
 package outbox
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"iter"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -48,6 +60,14 @@ const (
 // Everything is the resource of an event that concerns its whole environment.
 const Everything = "*"
 
+// The conditions on an event e.
+const (
+	// Readable events are in the window that a lane's holder reads.
+	Readable = `e.state IN ('available', 'running') AND NOT e.parked`
+	// Unfinished events may still run by themselves.
+	Unfinished = `e.state IN ('available', 'running', 'retryable')`
+)
+
 // Event is an event as its worker reads it.
 type Event struct {
 	Sequence      int64   `db:"sequence"`
@@ -61,33 +81,70 @@ type Event struct {
 	LaneID        int64   `db:"lane_id"`
 	MediaID       *string `db:"media_id"`
 	Version       *int64  `db:"version"`
-	Resources     string  `db:"resources"`
-	Holding       bool    `db:"holding"`
-	AttemptCount  int     `db:"attempt_count"`
-	RecordedCount int     `db:"recorded_count"`
-	FailureCount  int     `db:"failure_count"`
-	DeniedAt      *int64  `db:"denied_at"`
-	DeniedCount   int     `db:"denied_count"`
-	LapseCount    int     `db:"lapse_count"`
+	// Resources order the event within its lane: a JSON array of "m:MEDIA",
+	// "n:FILE NAME", or "*". The column is empty until the row is first written.
+	Resources     string `db:"resources"`
+	Holding       bool   `db:"holding"`
+	AttemptCount  int    `db:"attempt_count"`
+	RecordedCount int    `db:"recorded_count"`
+	FailureCount  int    `db:"failure_count"`
+	DeniedAt      *int64 `db:"denied_at"`
+	DeniedCount   int    `db:"denied_count"`
+	LapseCount    int    `db:"lapse_count"`
 	// Copying tells that a copy from or into the event's environment isn't
 	// ended: one that the event must see was there when it was read.
 	Copying bool `db:"copying"`
-	// Taken tells that its worker took it before it was assigned in the
-	// database: that may still be to be done.
-	Taken bool `db:"-"`
 	// Emptying tells of a deletion that this attempt of it began to delete.
 	Emptying bool `db:"-"`
 
-	parsed events.Event // what Data says, where it was read already
-	token  int64        // of the lease under which it was taken
+	parsed  events.Event
+	invalid error // why the payload can't be understood
+}
+
+// eventColumns are of an event e.
+const eventColumns = `e.sequence, CAST(e.event_id AS text) AS event_id, e.type, e.service_id, e.environment_id, e.data,
+	e.metadata, e.created_at, e.media_id, e.version, coalesce(e.resources, '') AS resources, e.holding, e.attempt_count,
+	e.recorded_count, e.failure_count, e.denied_at, e.denied_count, e.lapse_count`
+
+// describe reads off the payload what a lane must know of the event: its media,
+// its version, and what orders it. Of an event that can't be understood, that
+// is its media at most.
+func (e *Event) describe() {
+	e.parsed, e.invalid = events.Parse(e.Type, e.ServiceID, e.EnvironmentID, e.Data)
+	if e.invalid != nil {
+		e.Resources = "[]"
+		var invalid *events.InvalidError
+		if errors.As(e.invalid, &invalid) && invalid.MediaID != "" {
+			e.MediaID = &invalid.MediaID
+			e.Resources = mustJSON([]string{MediaResource(invalid.MediaID)})
+		}
+		return
+	}
+	order := []string{}
+	if media := e.parsed.Media(); media != "" {
+		e.MediaID = &media
+		order = append(order, MediaResource(media))
+	} else {
+		order = append(order, Everything)
+	}
+	for _, name := range e.parsed.FileNames() {
+		order = append(order, NameResource(name))
+	}
+	if published, ok := e.parsed.(interface{ Published() events.Version }); ok {
+		version := published.Published().Micros()
+		e.Version = &version
+	}
+	if e.Resources == "" || e.Resources == "[]" {
+		e.Resources = mustJSON(order)
+	}
 }
 
 // Parse reads what the event says. It fails as events.Parse does.
 func (e *Event) Parse() (events.Event, error) {
-	if e.parsed != nil {
-		return e.parsed, nil
+	if e.parsed == nil && e.invalid == nil {
+		e.describe()
 	}
-	return events.Parse(e.Type, e.ServiceID, e.EnvironmentID, e.Data)
+	return e.parsed, e.invalid
 }
 
 // Media is the ID of the event's media, empty for an environment's event.
@@ -97,10 +154,6 @@ func (e *Event) Media() string {
 	}
 	return *e.MediaID
 }
-
-const eventColumns = `sequence, CAST(event_id AS text) AS event_id, type, service_id, environment_id, data,
-	metadata, created_at, lane_id, media_id, version, resources, holding, attempt_count, recorded_count,
-	failure_count, denied_at, denied_count, lapse_count`
 
 // Kind is how an attempt of an event ended.
 type Kind int
@@ -115,9 +168,8 @@ const (
 	// Defer parks it until its delay has passed, or puts it behind what it
 	// now also shares; no attempt counts.
 	Defer
-	// Yield leaves it where it is, or parks it until its delay has passed where
-	// it has one: it was interrupted, or its integration was blocked. No attempt
-	// counts.
+	// Yield gives it back, to be read again when its delay, if any, has passed: it
+	// was interrupted, or its integration was blocked. No attempt counts.
 	Yield
 )
 
@@ -136,9 +188,8 @@ func (s *Settlement) Ends() bool { return s.Kind == Complete || s.Kind == Die }
 
 // Recorder writes what settled events did elsewhere, in the same transaction.
 type Recorder interface {
-	// Record is given those settlements whose lane is still held. It may be
-	// called again with the same ones. snapshots has, for each lane, the
-	// highest EnvironmentCreated whose snapshot was taken from it.
+	// Record is given settlements that were just written. snapshots has, for each
+	// lane, the highest EnvironmentCreated whose snapshot was taken from it.
 	Record(ctx context.Context, tx *sqlx.Tx, settled []*Settlement, snapshots map[int64]int64) error
 	// RecordDiscarded is given events that an operator discards.
 	RecordDiscarded(ctx context.Context, tx *sqlx.Tx, discarded []*Event, tainted map[int64]bool) error
@@ -148,51 +199,19 @@ type Recorder interface {
 type Store struct {
 	db       *database.DB
 	recorder Recorder
-
-	mu    sync.Mutex
-	lanes map[environment]int64 // lane IDs never change
-	sweep sweep
-	pass  *pass // nil where none is under way
-	// took has, for each lane of which events were taken and that wasn't given
-	// back since, the token of its lease.
-	took map[int64]int64
-
-	stretch int // of a pass
-	batch   int // assignBatch, but in tests
-}
-
-type environment struct{ serviceID, environmentID string }
-
-// environmentRow is a row of an environmentList.
-type environmentRow struct {
-	ServiceID     string `db:"service_id" json:"service_id"`
-	EnvironmentID string `db:"environment_id" json:"environment_id"`
-}
-
-// environmentList are environments that come as one argument, for use after IN.
-const environmentList = `(SELECT service_id, environment_id FROM {rows v(service_id text, environment_id text)})`
-
-func environmentRows(list iter.Seq[environment]) []environmentRow {
-	rows := []environmentRow{}
-	for env := range list {
-		rows = append(rows, environmentRow{env.serviceID, env.environmentID})
-	}
-	return rows
 }
 
 // New returns the outbox of that database.
-func New(db *database.DB, recorder Recorder) *Store {
-	return &Store{
-		db: db, recorder: recorder, lanes: make(map[environment]int64), took: make(map[int64]int64),
-		stretch: passStretch, batch: assignBatch,
-	}
-}
+func New(db *database.DB, recorder Recorder) *Store { return &Store{db: db, recorder: recorder} }
 
 // rows encodes the argument of a {rows …} table or an {ids} list.
 func rows(values any) (string, error) {
 	encoded, err := json.Marshal(values)
 	if err != nil {
 		return "", fmt.Errorf("encode rows: %w", err)
+	}
+	if string(encoded) == "null" {
+		return "[]", nil // a slice without a value
 	}
 	return string(encoded), nil
 }
@@ -226,10 +245,18 @@ func resources(column string) []string {
 	return list
 }
 
+func mustJSON(list []string) string {
+	encoded, err := json.Marshal(list)
+	if err != nil {
+		panic(errors.Join(errors.New("a list of strings didn't encode"), err))
+	}
+	return string(encoded)
+}
+
 // text makes an error's words fit for both databases: valid UTF-8, without
-// NUL, and not endless.
+// NUL, and at most 4,096 bytes.
 func text(words string) string {
-	const most = 4096 // bytes
+	const most = 4096
 	words = strings.ReplaceAll(strings.ToValidUTF8(words, "\uFFFD"), "\x00", "\uFFFD")
 	if len(words) <= most {
 		return words

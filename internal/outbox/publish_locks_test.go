@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
 	"pgregory.net/rapid"
 
@@ -22,24 +24,38 @@ import (
 func TestTransactionsOfOneTenantPublishAndEndWithoutWaiting(t *testing.T) {
 	t.Parallel()
 	workers := map[string]func(w *world) (end func()){
-		"no worker":                    func(*world) func() { return func() {} },
-		"workers run":                  (*world).workersRun,
-		"a worker is in an assignment": (*world).stuckAssigning,
-		"a worker is in a settlement":  (*world).stuckSettling,
+		"no worker":                     func(*world) func() { return func() {} },
+		"workers run":                   (*world).workersRun,
+		"a worker notes an environment": (*world).stuckNoting,
+		"a worker is in a settlement":   (*world).stuckSettling,
 	}
 	for name, begin := range workers {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, dbtest.PostgreSQL(t))
 			w.publish("s", touch("a"))
-			w.assign() // the lane exists
+			w.want() // the lane exists
+			before := len(all[int64](w, `SELECT sequence FROM {outbox}`))
+			feed, err := w.store.Feed(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
 			end := begin(w)
 			rapid.Check(t, func(t *rapid.T) { publishTogether(t, w) })
 			end()
-			w.await("what was published is in its lanes", func() bool {
-				w.assign()
-				return one[int](w, `SELECT count(*) FROM {outbox} WHERE lane_id IS NULL`) == 0
+			var seen []int64
+			w.await("what was published is seen", func() bool {
+				found, err := feed.Look(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen = append(seen, found...)
+				return len(found) == 0
 			})
+			slices.Sort(seen)
+			if diff := cmp.Diff(all[int64](w, `SELECT sequence FROM {outbox} ORDER BY sequence`)[before:], seen); diff != "" {
+				t.Error(diff)
+			}
 		})
 	}
 }
@@ -90,10 +106,10 @@ func (w *world) workersRun() func() {
 	}
 }
 
-// stuckAssigning leaves a worker in the middle of its assigning transaction:
-// somebody else has the lane's row.
-func (w *world) stuckAssigning() func() {
-	w.publish("s", touch("a"))
+// stuckNoting leaves a worker in the middle of the transaction that notes a new
+// environment: somebody else has the lane's row.
+func (w *world) stuckNoting() func() {
+	w.publishIn("s", "e", events.EnvironmentCreated{EnvironmentServiceID: "s-e"})
 	other, err := w.db.BeginTxx(w.t.Context(), nil)
 	if err != nil {
 		w.t.Fatal(err)
@@ -102,14 +118,14 @@ func (w *world) stuckAssigning() func() {
 	if _, err := other.ExecContext(w.t.Context(), w.db.SQL(`SELECT 1 FROM {lanes} FOR UPDATE`)); err != nil {
 		w.t.Fatal(err)
 	}
-	assigned := make(chan error, 1)
+	noted := make(chan error, 1)
 	go func() {
-		_, err := w.store.Assign(w.t.Context(), outbox.Look{})
-		assigned <- err
+		_, err := w.store.NoteCreations(w.t.Context())
+		noted <- err
 	}()
 	w.awaitBlocked("it waits for the lane")
 	return func() {
-		if err := errors.Join(other.Rollback(), <-assigned); err != nil {
+		if err := errors.Join(other.Rollback(), <-noted); err != nil {
 			w.t.Error(err)
 		}
 	}

@@ -41,7 +41,7 @@ func (s *Subscriber) renew(ctx context.Context) error {
 		// What is given up must lapse, so that another worker takes it over.
 		if !l.gone() {
 			lanes = append(lanes, l)
-			held = append(held, l.holding())
+			held = append(held, l.holding(s.log))
 		}
 	}
 	s.mu.Unlock()

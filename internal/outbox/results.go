@@ -65,18 +65,16 @@ func (s *Subscriber) settleBatch(ctx context.Context, batch []*result) {
 		s.finished(r)
 	}
 	s.dispatch()
-	if s.pacing.behind {
-		s.lookSoon()
-	}
 	if s.wantsFetch(batch) {
 		s.fetchSoon()
 	}
 }
 
-// wantsFetch tells whether the fetch loop has something to do at once in lanes
-// of settled events: to read on, or to give them back. The mutex is held.
+// wantsFetch tells whether the fetch loop has something to do at once: to claim
+// lanes, or to read on in those of settled events or give them back. The mutex is
+// held.
 func (s *Subscriber) wantsFetch(batch []*result) bool {
-	if s.hurried && !s.pacing.behind && s.unsettled == 0 {
+	if s.hurried && s.unsettled == 0 || s.more && s.lanesWanted() > 0 {
 		return true
 	}
 	return slices.ContainsFunc(batch, func(r *result) bool {
@@ -126,18 +124,14 @@ func (s *Subscriber) settleSafely(ctx context.Context, batch []*result) (unsettl
 // finished takes a settled event out of its lane. The mutex is held.
 func (s *Subscriber) finished(r *result) {
 	l, st := r.lane, &r.settled
-	if st.stays() {
-		l.schedule.putBack(st.Event.Sequence)
-	} else {
-		l.schedule.finish(st.Event.Sequence, !st.Ends())
-	}
-	l.doubtful = l.doubtful || !st.Ends()
+	l.schedule.finish(st.Event.Sequence, st.Ends(), st.Behind)
 	if l.ended != nil {
-		l.ended[st.Event.Sequence] = !st.Ends()
+		l.ended[st.Event.Sequence] = true
+		l.halted = l.halted || !st.Ends()
 	}
 	s.unsettled--
 	if st.Ends() {
-		s.pacing.flow.n++
+		s.flow.n++
 	}
 	if st.Event.Type == events.EnvironmentDeletedType {
 		s.deletionFinished(l, st)
@@ -145,7 +139,7 @@ func (s *Subscriber) finished(r *result) {
 	if st.blocks() {
 		l.status.Held = true
 	}
-	// Who is dead may have been replayed already.
+	// A dead event may already have been replayed.
 	if st.Kind != Complete || st.releases() || st.Event.Type == events.EnvironmentCreatedType {
 		l.refill = true
 	}
@@ -154,31 +148,18 @@ func (s *Subscriber) finished(r *result) {
 	}
 }
 
-// deletionFinished takes what comes before a deletion out of its lane that
-// completed, or will be tried again after it began. The mutex is held.
+// deletionFinished takes what a deletion has superseded out of its lane. The
+// mutex is held.
 func (s *Subscriber) deletionFinished(l *lane, st *Settlement) {
-	if st.Ends() {
-		l.status.Emptying = nil
-	}
-	switch {
-	case st.Kind == Complete && st.Outcome != Superseded:
+	if st.Event.Emptying || st.Kind == Complete && st.Outcome != Superseded {
 		l.status.DeletedSequence = max(l.status.DeletedSequence, st.Event.Sequence)
-	case st.Event.Emptying && !st.Ends():
-		l.status.Emptying = &st.Event.Sequence
-	default:
-		return
+		l.schedule.forget(0, st.Event.Sequence-1)
 	}
-	if lowest := l.schedule.lowest(); lowest > 0 {
-		s.store.Refind(lowest) // taken events before it belong into the database, too
-	}
-	l.schedule.supersede(st.Event.Sequence)
 }
 
-// enqueueSlow lets slow lanes try for a slot that one of them gave up.
-func (s *Subscriber) enqueueSlow() {
-	for _, l := range s.lanes {
-		if l.pace.slow {
-			s.enqueue(l)
-		}
-	}
+// recently is how many events ended in the last tenth of a second.
+func (s *Subscriber) recently() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flow.recently(time.Now())
 }

@@ -15,8 +15,10 @@ import (
 //     come after it wait for it.
 //   - The deletion of an environment also waits for what runs, and keeps what
 //     merely waits from starting: the deletion will supersede it.
-//   - An event that was not yet looked up among the holds may not start, nor
-//     one that ran and was put back, until it was read again.
+//   - An event that was not yet looked up among the holds may not start.
+//
+// An event that ran and didn't end leaves the schedule: it has holds, which those
+// that come after it are looked up among before they start.
 //
 // It is not safe for concurrent use.
 type schedule struct {
@@ -34,8 +36,6 @@ type entry struct {
 	// doubt is the last reason for which an earlier event with a common
 	// resource may be parked; 0 once the event was looked up since.
 	doubt int
-	// stale: it ran and was put back; what is known of it is out of date.
-	stale bool
 	// everything and deletion: the event concerns the whole environment.
 	everything bool
 	deletion   bool
@@ -45,9 +45,6 @@ type entry struct {
 	// settling: its handler has returned, and its end is being written; nothing
 	// may be put behind it any more.
 	settling bool
-	// written: a taken event was assigned in the database since.
-	written bool
-	added   time.Time
 }
 
 func newSchedule() *schedule {
@@ -58,14 +55,10 @@ func newSchedule() *schedule {
 	}
 }
 
-// add takes an event that was read, unless it is there already and up to date.
+// add takes an event that was read, unless it is there already.
 func (s *schedule) add(event *Event, unchecked bool) {
 	if s.sequences[event.Sequence] {
-		old := s.staleEntry(event.Sequence)
-		if old == nil {
-			return
-		}
-		s.drop(old)
+		return
 	}
 	names := resources(event.Resources)
 	e := &entry{
@@ -73,23 +66,12 @@ func (s *schedule) add(event *Event, unchecked bool) {
 		resources:  names,
 		everything: slices.Contains(names, Everything),
 		deletion:   event.Type == events.EnvironmentDeletedType,
-		added:      time.Now(),
 	}
 	if unchecked {
 		s.distrust(e)
 	}
-	s.insert(e)
-	if event.Type == events.EnvironmentCreatedType {
-		s.copying()
-	}
-}
-
-// copying makes events look for owed copies: when they were read there may
-// have been none yet.
-func (s *schedule) copying() {
-	for _, e := range s.pending {
-		e.event.Copying = true
-	}
+	s.pending = slices.Insert(s.pending, s.position(event.Sequence), e)
+	s.sequences[event.Sequence] = true
 }
 
 // position is where a sequence stands, or belongs, among the pending ones.
@@ -97,40 +79,20 @@ func (s *schedule) position(sequence int64) int {
 	return sort.Search(len(s.pending), func(i int) bool { return s.pending[i].event.Sequence >= sequence })
 }
 
-func (s *schedule) insert(e *entry) {
-	s.pending = slices.Insert(s.pending, s.position(e.event.Sequence), e)
-	s.sequences[e.event.Sequence] = true
-}
-
-func (s *schedule) staleEntry(sequence int64) *entry {
-	for _, e := range s.pending {
-		if e.stale && e.event.Sequence == sequence {
-			return e
-		}
-	}
-	return nil
-}
-
-// stale tells whether an event must be read again.
-func (s *schedule) stale() bool {
-	return slices.ContainsFunc(s.pending, func(e *entry) bool { return e.stale })
-}
-
-func (e *entry) ready() bool { return e.doubt == 0 && !e.stale }
+func (e *entry) ready() bool { return e.doubt == 0 }
 
 func (s *schedule) distrust(e *entry) {
 	s.doubts++
 	e.doubt = s.doubts
 }
 
-// next returns up to n events that may start, lowest sequence first, of those
-// below the gate (0: no gate).
-func (s *schedule) next(n int, gate int64) []*entry {
+// next returns up to n events that may start, lowest sequence first.
+func (s *schedule) next(n int) []*entry {
 	var found []*entry
 	waiting := make(map[string]bool)
 	deletion := s.deletionAhead()
 	for _, e := range s.pending {
-		if len(found) >= n || gate > 0 && e.event.Sequence >= gate {
+		if len(found) >= n {
 			break
 		}
 		if deletion != nil && e != deletion {
@@ -198,27 +160,13 @@ func (s *schedule) start(e *entry) {
 	}
 }
 
-// finish forgets a running event. Where it was parked, those behind it must
-// be looked up among the holds before they start.
-func (s *schedule) finish(sequence int64, parked bool) {
-	if e := s.stop(sequence); e != nil && parked {
-		s.recheck(e)
-	}
-}
-
-// putBack makes a running event wait to be read again. It goes on holding back
-// what comes after it.
-func (s *schedule) putBack(sequence int64) {
-	if e := s.stop(sequence); e != nil {
-		e.stale, e.written = true, true
-		s.insert(e)
-	}
-}
-
-func (s *schedule) stop(sequence int64) *entry {
+// finish forgets a running event. Where it has not ended, those behind it must
+// be looked up among the holds before they start. behind are further resources
+// that order it from now on.
+func (s *schedule) finish(sequence int64, ended bool, behind []string) {
 	e := s.running[sequence]
 	if e == nil {
-		return nil
+		return
 	}
 	delete(s.running, sequence)
 	delete(s.sequences, sequence)
@@ -228,14 +176,20 @@ func (s *schedule) stop(sequence int64) *entry {
 			delete(s.busy, r)
 		}
 	}
-	return e
+	if !ended {
+		e.resources = append(e.resources, behind...)
+		s.recheck(e)
+	}
 }
 
-// park forgets pending events that were parked.
-func (s *schedule) park(parked map[int64]bool) {
+// park forgets pending events that were parked, or are gone.
+func (s *schedule) park(parking Parking) {
 	for _, e := range slices.Clone(s.pending) {
-		if parked[e.event.Sequence] {
+		parked := parking.Parked[e.event.Sequence]
+		if parked || parking.Gone[e.event.Sequence] {
 			s.drop(e)
+		}
+		if parked {
 			s.recheck(e)
 		}
 	}
@@ -257,10 +211,10 @@ func (e *entry) orders(later *entry) bool {
 	return slices.ContainsFunc(e.resources, func(r string) bool { return slices.Contains(later.resources, r) })
 }
 
-// supersede forgets what comes before a deletion that completed or has begun.
-func (s *schedule) supersede(deleted int64) {
+// forget drops pending events of a range of sequences.
+func (s *schedule) forget(from, to int64) {
 	for _, e := range slices.Clone(s.pending) {
-		if e.event.Sequence < deleted {
+		if from <= e.event.Sequence && e.event.Sequence <= to {
 			s.drop(e)
 		}
 	}
@@ -277,7 +231,7 @@ func (s *schedule) drop(e *entry) {
 // that there is about one of them.
 func (s *schedule) unchecked() (list []*Event, last int) {
 	for _, e := range s.pending {
-		if e.doubt != 0 && !e.stale {
+		if e.doubt != 0 {
 			list = append(list, e.event)
 		}
 	}
@@ -288,7 +242,7 @@ func (s *schedule) unchecked() (list []*Event, last int) {
 // came after the last one stays: the look may not have seen its reason.
 func (s *schedule) checked(last int) {
 	for _, e := range s.pending {
-		if e.doubt <= last && !e.stale {
+		if e.doubt <= last {
 			e.doubt = 0
 		}
 	}
@@ -303,23 +257,13 @@ func (s *schedule) stuck(now time.Time) (running, waiting []*Event) {
 			running = append(running, e.event)
 		}
 	}
-	if len(running) == 0 || s.stale() || len(s.next(1, 0)) > 0 {
+	if len(running) == 0 || len(s.next(1)) > 0 {
 		return nil, nil
 	}
 	for _, e := range s.pending {
 		waiting = append(waiting, e.event)
 	}
 	return running, waiting
-}
-
-// each calls fn for every event in memory.
-func (s *schedule) each(fn func(*entry)) {
-	for _, e := range s.pending {
-		fn(e)
-	}
-	for _, e := range s.running {
-		fn(e)
-	}
 }
 
 // longest is for how long the first of the running events has been running.
@@ -347,24 +291,3 @@ func (s *schedule) lowest() int64 {
 	}
 	return lowest
 }
-
-// pace is how many events of an integration may be in flight: it starts low,
-// grows with each success, and shrinks to one when calls time out or are
-// throttled.
-type pace struct {
-	limit, most int
-	// slow: it shrank and has not grown back to where it was.
-	slow bool
-}
-
-const startingPace = 2
-
-func newPace(most int) *pace { return &pace{limit: min(startingPace, most), most: most} }
-
-func (p *pace) succeeded() {
-	if p.limit = min(p.limit+1, p.most); p.limit >= min(startingPace+1, p.most) {
-		p.slow = false
-	}
-}
-
-func (p *pace) slowed() { p.limit, p.slow = 1, true }

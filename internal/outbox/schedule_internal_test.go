@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -15,12 +16,12 @@ import (
 // modelled is what the naive model knows of an event: no index, no order, and
 // each rule of the schedule's comment said by itself.
 type modelled struct {
-	sequence       int64
-	resources      []string
-	everything     bool
-	deletion       bool
-	unchecked      bool
-	stale, running bool
+	sequence   int64
+	resources  []string
+	everything bool
+	deletion   bool
+	unchecked  bool
+	running    bool
 }
 
 func (m *modelled) shares(other *modelled) bool {
@@ -29,8 +30,8 @@ func (m *modelled) shares(other *modelled) bool {
 
 type model map[int64]*modelled
 
-func (m model) startable(e *modelled, gate int64) bool {
-	if e.running || e.unchecked || e.stale || gate > 0 && e.sequence >= gate {
+func (m model) startable(e *modelled) bool {
+	if e.running || e.unchecked {
 		return false
 	}
 	for _, o := range m {
@@ -45,7 +46,7 @@ func (m model) startable(e *modelled, gate int64) bool {
 			return false // what comes after it waits for it
 		case o.running && (o.deletion || e.deletion):
 			return false // a deletion runs with nothing else
-		case !o.running && o.deletion && !o.unchecked && !o.stale && m.firstBarrier(o):
+		case !o.running && o.deletion && !o.unchecked && m.firstBarrier(o):
 			return false // it keeps what merely waits from starting
 		}
 	}
@@ -61,10 +62,10 @@ func (m model) firstBarrier(e *modelled) bool {
 	return true
 }
 
-func (m model) expected(n int, gate int64) []int64 {
+func (m model) expected(n int) []int64 {
 	list := []int64{}
 	for _, e := range m {
-		if m.startable(e, gate) {
+		if m.startable(e) {
 			list = append(list, e.sequence)
 		}
 	}
@@ -86,7 +87,8 @@ func (m model) some(t *rapid.T, label string, is func(*modelled) bool) *modelled
 	return m[rapid.SampledFrom(list).Draw(t, label)]
 }
 
-// recheck marks what waits for a parked event, which is then forgotten.
+// recheck marks what waits for an event that went into the database's holds, and
+// that is then forgotten.
 func (m model) recheck(parked *modelled) {
 	delete(m, parked.sequence)
 	for _, e := range m {
@@ -104,28 +106,20 @@ func TestWhatMayStartIsWhatTheRulesSay(t *testing.T) {
 
 		add := func(t *rapid.T) {
 			sequence := rapid.Int64Range(1, 60).Draw(t, "sequence")
-			known := m[sequence]
-			if ended[sequence] || known != nil && !known.stale {
-				if known != nil {
+			if ended[sequence] || m[sequence] != nil {
+				if m[sequence] != nil {
 					s.add(&Event{Sequence: sequence, Resources: `["m:other"]`}, false)
 				}
 				return
 			}
 			e := draw(t, sequence)
-			if known != nil { // put back: it may have got more resources since
-				e.resources, e.everything, e.deletion = known.resources, known.everything, known.deletion
-				if !e.everything && rapid.Bool().Draw(t, "behind another") {
-					e.resources = append(slices.Clone(e.resources), "m:1")
-				}
-			}
 			m[sequence] = e
 			s.add(eventOf(e), e.unchecked)
 		}
 		start := func(t *rapid.T) {
 			n := rapid.IntRange(1, 5).Draw(t, "n")
-			gate := rapid.Int64Range(0, 60).Draw(t, "gate")
-			found := s.next(n, gate)
-			if diff := cmp.Diff(m.expected(n, gate), sequencesOf(found)); diff != "" {
+			found := s.next(n)
+			if diff := cmp.Diff(m.expected(n), entrySequences(found)); diff != "" {
 				t.Fatalf("what may start (-model +schedule):\n%s", diff)
 			}
 			for _, e := range found {
@@ -143,11 +137,11 @@ func TestWhatMayStartIsWhatTheRulesSay(t *testing.T) {
 			"start": start,
 			"finish": func(t *rapid.T) {
 				e := m.some(t, "finished", running)
-				s.finish(e.sequence, false)
+				s.finish(e.sequence, true, nil)
 				delete(m, e.sequence)
 				ended[e.sequence] = true
 				if e.deletion {
-					s.supersede(e.sequence)
+					s.forget(0, e.sequence-1)
 					for sequence := range m {
 						if sequence < e.sequence {
 							delete(m, sequence)
@@ -157,26 +151,34 @@ func TestWhatMayStartIsWhatTheRulesSay(t *testing.T) {
 			},
 			"retry": func(t *rapid.T) {
 				e := m.some(t, "retried", running)
-				s.finish(e.sequence, true)
+				var behind []string
+				if rapid.Bool().Draw(t, "behind another") {
+					behind = []string{"m:1"}
+				}
+				s.finish(e.sequence, false, behind)
+				e.resources = append(slices.Clone(e.resources), behind...)
 				m.recheck(e)
-			},
-			"put back": func(t *rapid.T) {
-				e := m.some(t, "put back", running)
-				s.putBack(e.sequence)
-				e.running, e.stale = false, true
 			},
 			"park": func(t *rapid.T) {
 				e := m.some(t, "parked", waiting)
-				s.park(map[int64]bool{e.sequence: true})
+				s.park(Parking{Parked: map[int64]bool{e.sequence: true}})
 				m.recheck(e)
+			},
+			"gone": func(t *rapid.T) {
+				e := m.some(t, "gone", waiting)
+				s.park(Parking{Gone: map[int64]bool{e.sequence: true}})
+				delete(m, e.sequence)
+			},
+			"forget": func(t *rapid.T) {
+				from := rapid.Int64Range(1, 60).Draw(t, "from")
+				s.forget(from, maxSequence)
+				maps.DeleteFunc(m, func(sequence int64, e *modelled) bool { return sequence >= from && !e.running })
 			},
 			"look up": func(*rapid.T) {
 				_, doubt := s.unchecked()
 				s.checked(doubt)
 				for _, e := range m {
-					if !e.stale {
-						e.unchecked = false
-					}
+					e.unchecked = false
 				}
 			},
 			"": func(t *rapid.T) { invariants(t, s, m) },
@@ -211,7 +213,7 @@ func eventOf(e *modelled) *Event {
 	return event
 }
 
-func sequencesOf(entries []*entry) []int64 {
+func entrySequences(entries []*entry) []int64 {
 	list := []int64{}
 	for _, e := range entries {
 		list = append(list, e.event.Sequence)
@@ -254,11 +256,11 @@ func TestADoubtThatCameDuringTheLookStays(t *testing.T) {
 	s := newSchedule()
 	s.add(&Event{Sequence: 1, Resources: `["m:a"]`}, false)
 	s.add(&Event{Sequence: 2, Resources: `["m:a"]`}, true)
-	s.start(s.next(1, 0)[0])
+	s.start(s.next(1)[0])
 	_, doubt := s.unchecked() // the database is asked …
-	s.finish(1, true)         // … and knew nothing yet of what was parked here
+	s.finish(1, false, nil)   // … and knew nothing yet of what was parked here
 	s.checked(doubt)
-	if found := s.next(1, 0); len(found) > 0 {
+	if found := s.next(1); len(found) > 0 {
 		t.Errorf("event %d overtook a parked one", found[0].event.Sequence)
 	}
 }
@@ -268,7 +270,7 @@ func TestAWindowIsStuckOnlyBehindALongEvent(t *testing.T) {
 	s := newSchedule()
 	s.add(&Event{Sequence: 1, Resources: `["m:a"]`}, false)
 	s.add(&Event{Sequence: 2, Resources: `["m:a"]`}, false)
-	s.start(s.next(1, 0)[0])
+	s.start(s.next(1)[0])
 	began := s.running[1].started
 	if running, waiting := s.stuck(began.Add(time.Millisecond)); len(running)+len(waiting) > 0 {
 		t.Error("stuck at once")

@@ -74,10 +74,15 @@ func (v *Verdict) blocks() bool {
 	return v.Kind == Yield && v.Failure != nil && v.Failure.Class == failure.Integration
 }
 
-// stays tells whether the event goes on standing in its lane as it did, to be
-// read again.
-func (s *Settlement) stays() bool {
-	return s.Kind == Yield && s.Delay == 0 || s.Kind == Defer && len(s.Behind) > 0
+// waits tells whether the event leaves its lane's reading window until its delay
+// has passed. Else it is read again at once.
+func (s *Settlement) waits() bool {
+	return !s.Ends() && (s.Kind == Retry || s.Delay > 0 && len(s.newlyBehind()) == 0)
+}
+
+// newlyBehind are the resources that are to order the event, and don't yet.
+func (s *Settlement) newlyBehind() []string {
+	return slices.DeleteFunc(slices.Clone(s.Behind), s.Event.Shares)
 }
 
 // plain is the usual end: a first attempt that succeeded. Its facts stand in
@@ -88,7 +93,9 @@ func (s *Settlement) plain() bool {
 
 // Settle writes how attempts ended: the events, their attempts, the order of
 // what waits for them and, through the Recorder, their effects, all in one
-// transaction. Settlements of lanes that the caller has lost change nothing.
+// transaction. An event that doesn't end holds back what comes after it and shares
+// a media or a name. Settlements of lanes that the caller has lost change nothing,
+// nor do those whose event was settled or ended by somebody since it was read.
 // It may be called again with the same settlements when it failed.
 func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
@@ -96,7 +103,7 @@ func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 		lock := shared
 		for i, st := range settlements {
 			held[i] = Holding{LaneID: st.Event.LaneID, Token: st.Token}
-			if !st.Ends() || st.releases() || st.Event.Taken && !st.plain() {
+			if !st.Ends() || st.releases() {
 				lock = exclusive
 			}
 		}
@@ -104,20 +111,28 @@ func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 		if err != nil {
 			return err
 		}
-		var mine []*Settlement
+		var plain, others []*Settlement
 		snapshots := make(map[int64]int64)
-		for _, st := range settlements {
-			if l := leases[st.Event.LaneID]; l.Token == st.Token {
-				mine = append(mine, st)
-				snapshots[l.LaneID] = l.Snapshot
+		for _, st := range inSequence(settlements) {
+			l := leases[st.Event.LaneID]
+			if l.Token != st.Token {
+				continue
+			}
+			snapshots[l.LaneID] = l.Snapshot
+			if st.plain() {
+				plain = append(plain, st)
+			} else {
+				others = append(others, st)
 			}
 		}
-		if len(mine) == 0 {
-			return nil
+		written := make(map[int64]bool)
+		if err := s.complete(ctx, tx, plain, written); err != nil {
+			return fmt.Errorf("complete: %w", err)
 		}
-		// Whoever writes several events does it in their sequence.
-		slices.SortFunc(mine, func(a, b *Settlement) int { return cmp.Compare(a.Event.Sequence, b.Event.Sequence) })
-		return s.settle(ctx, tx, mine, snapshots)
+		if err := s.update(ctx, tx, others, written); err != nil {
+			return err
+		}
+		return s.followUp(ctx, tx, append(plain, others...), written, snapshots)
 	})
 	if err != nil {
 		return fmt.Errorf("settle events: %w", err)
@@ -125,31 +140,27 @@ func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 	return nil
 }
 
-func (s *Store) settle(ctx context.Context, tx *sqlx.Tx, mine []*Settlement, snapshots map[int64]int64) error {
-	var plain, others []*Settlement
-	var ended, otherEvents []*Event
-	for _, st := range mine {
-		if st.plain() {
-			plain = append(plain, st)
-		} else {
-			others = append(others, st)
-			otherEvents = append(otherEvents, st.Event)
-		}
+// inSequence sorts settlements as all do who write several events.
+func inSequence(settlements []*Settlement) []*Settlement {
+	return slices.SortedFunc(slices.Values(settlements), func(a, b *Settlement) int {
+		return cmp.Compare(a.Event.Sequence, b.Event.Sequence)
+	})
+}
+
+// followUp does what follows from the settlements that were written.
+func (s *Store) followUp(ctx context.Context, tx *sqlx.Tx, settled []*Settlement, written map[int64]bool, snapshots map[int64]int64) error {
+	settled = slices.DeleteFunc(inSequence(settled), func(st *Settlement) bool { return !written[st.Event.Sequence] })
+	if len(settled) == 0 {
+		return nil
+	}
+	if err := s.recorder.Record(ctx, tx, settled, snapshots); err != nil {
+		return err
+	}
+	var ended []*Event
+	for _, st := range settled {
 		if st.releases() {
 			ended = append(ended, st.Event)
 		}
-	}
-	if err := s.complete(ctx, tx, plain); err != nil {
-		return fmt.Errorf("complete: %w", err)
-	}
-	if err := s.writeTaken(ctx, tx, otherEvents, toBeRead); err != nil {
-		return fmt.Errorf("assign taken events: %w", err)
-	}
-	if err := s.update(ctx, tx, others); err != nil {
-		return err
-	}
-	if err := s.recorder.Record(ctx, tx, mine, snapshots); err != nil {
-		return err
 	}
 	if len(ended) == 0 {
 		return nil
@@ -160,8 +171,9 @@ func (s *Store) settle(ctx context.Context, tx *sqlx.Tx, mine []*Settlement, sna
 	return nil
 }
 
-// complete ends events, and assigns those among them that were only taken.
-func (s *Store) complete(ctx context.Context, tx *sqlx.Tx, plain []*Settlement) error {
+// complete ends events by the one statement that writes most of them, and notes
+// which it wrote.
+func (s *Store) complete(ctx context.Context, tx *sqlx.Tx, plain []*Settlement, written map[int64]bool) error {
 	if len(plain) == 0 {
 		return nil
 	}
@@ -182,22 +194,39 @@ func (s *Store) complete(ctx context.Context, tx *sqlx.Tx, plain []*Settlement) 
 			st.Event.LaneID, st.Event.MediaID, st.Event.Version,
 		}
 	}
-	return s.exec(ctx, tx, `
+	return s.settled(ctx, tx, `
 		UPDATE {outbox} AS e SET state = 'completed', outcome = v.outcome, attempt_count = e.attempt_count + 1,
 			started_at = v.started_at, duration_us = v.duration_us, worker = v.worker,
 			finished_at = {now}, requeued = false, holding = false,
 			lane_id = v.lane_id, media_id = v.media_id, version = v.version
 		FROM {rows v(sequence bigint, outcome text, started_at bigint, duration_us bigint, worker text,
 			lane_id bigint, media_id text, version bigint)}
-		WHERE e.sequence = v.sequence AND e.finished_at IS NULL`, list)
+		WHERE e.sequence = v.sequence AND e.finished_at IS NULL AND e.recorded_count = 0
+		RETURNING {returned_e}sequence`, list, written)
+}
+
+// settled runs a statement that writes settlements, and notes which it wrote.
+func (s *Store) settled(ctx context.Context, tx *sqlx.Tx, query string, list any, written map[int64]bool) error {
+	encoded, err := rows(list)
+	if err != nil {
+		return err
+	}
+	var sequences []int64
+	if err := tx.SelectContext(ctx, &sequences, s.db.SQL(query), encoded); err != nil {
+		return err
+	}
+	for _, sequence := range sequences {
+		written[sequence] = true
+	}
+	return nil
 }
 
 type update struct {
-	Sequence   int64   `json:"sequence"`
+	described
 	State      string  `json:"state"`
 	Outcome    *string `json:"outcome"`
 	Attempts   int     `json:"attempt_count"`
-	Recorded   int     `json:"recorded_count"`
+	RecordedTo int     `json:"recorded_to"`
 	Failures   int     `json:"failure_count"`
 	Delay      *int64  `json:"delay"`
 	Parked     bool    `json:"parked"`
@@ -208,7 +237,7 @@ type update struct {
 	Alone      bool    `json:"alone"`
 	Denials    int     `json:"denied_count"`
 	Lapses     int     `json:"lapse_count"`
-	Resources  string  `json:"resources"`
+	WaitsFor   *int64  `json:"waits_for"`
 	Number     int     `json:"number"`
 	Started    int64   `json:"started_at"`
 	Duration   int64   `json:"duration_us"`
@@ -221,7 +250,7 @@ type update struct {
 
 // update writes every other way in which an attempt can end, and the attempt
 // as a row of its own. Deferring is no attempt and leaves none.
-func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement) error {
+func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement, written map[int64]bool) error {
 	if len(others) == 0 {
 		return nil
 	}
@@ -230,37 +259,42 @@ func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement) e
 	for _, st := range others {
 		u := newUpdate(st)
 		updates = append(updates, u)
-		if st.Kind != Defer {
+		if st.Kind != Defer && !st.Refused {
 			attempts = append(attempts, u)
 		}
-		if u.Parked {
-			holds = append(holds, holdsOf(st.Event, st.Behind...)...)
+		if !st.Ends() {
+			e := *st.Event
+			e.Resources = u.Resources
+			holds = append(holds, holdsOf(&e)...)
 		}
 	}
+	if err := s.settled(ctx, tx, `
+		UPDATE {outbox} AS e SET state = v.state, outcome = v.outcome, attempt_count = v.attempt_count,
+			recorded_count = v.recorded_to, failure_count = v.failure_count,
+			next_attempt_at = {now} + v.delay, parked = v.parked, requeued = v.requeued, holding = v.holding,
+			finished_at = CASE WHEN v.finished THEN {now} END,
+			denied_at = CASE WHEN v.denied THEN {now} WHEN v.alone THEN e.denied_at END, denied_count = v.denied_count,
+			lapse_count = v.lapse_count, waits_for = v.waits_for,
+			lane_id = v.lane_id, media_id = v.media_id, version = v.version, resources = v.resources,
+			error_class = v.error_class, error_code = v.error_code, error = v.error
+		FROM {rows v(`+describedColumns+`, state text, outcome text, attempt_count integer, recorded_to integer,
+			failure_count integer, delay bigint, parked boolean, requeued boolean, holding boolean,
+			finished boolean, denied boolean, alone boolean, denied_count integer, lapse_count integer, waits_for bigint,
+			error_class text, error_code text, error text)}
+		WHERE e.sequence = v.sequence AND e.finished_at IS NULL AND e.recorded_count = v.recorded_count
+		RETURNING {returned_e}sequence`, updates, written); err != nil {
+		return fmt.Errorf("update events: %w", err)
+	}
+	attempts = slices.DeleteFunc(attempts, func(u update) bool { return !written[u.Sequence] })
 	if len(attempts) > 0 {
 		if err := s.exec(ctx, tx, `
 			INSERT INTO {attempts} (sequence, number, started_at, duration_us, worker, error_class, error_code,
 				error, aws_request_id)
 			SELECT sequence, number, started_at, duration_us, worker, error_class, error_code, error, aws_request_id
 			FROM {rows v(sequence bigint, number integer, started_at bigint, duration_us bigint, worker text,
-				error_class text, error_code text, error text, aws_request_id text)} WHERE true
-			ON CONFLICT DO NOTHING`, attempts); err != nil {
+				error_class text, error_code text, error text, aws_request_id text)} WHERE true`, attempts); err != nil {
 			return fmt.Errorf("record attempts: %w", err)
 		}
-	}
-	if err := s.exec(ctx, tx, `
-		UPDATE {outbox} AS e SET state = v.state, outcome = v.outcome, attempt_count = v.attempt_count,
-			recorded_count = v.recorded_count, failure_count = v.failure_count,
-			next_attempt_at = {now} + v.delay, parked = v.parked, requeued = v.requeued, holding = v.holding,
-			finished_at = CASE WHEN v.finished THEN {now} END,
-			denied_at = CASE WHEN v.denied THEN {now} WHEN v.alone THEN e.denied_at END, denied_count = v.denied_count,
-			resources = v.resources, lapse_count = v.lapse_count,
-			error_class = v.error_class, error_code = v.error_code, error = v.error
-		FROM {rows v(sequence bigint, state text, outcome text, attempt_count integer, recorded_count integer,
-			failure_count integer, delay bigint, parked boolean, requeued boolean, holding boolean,
-			finished boolean, denied boolean, alone boolean, denied_count integer, lapse_count integer, resources text, error_class text, error_code text, error text)}
-		WHERE e.sequence = v.sequence AND e.finished_at IS NULL`, updates); err != nil {
-		return fmt.Errorf("update events: %w", err)
 	}
 	return s.insertHolds(ctx, tx, holds)
 }
@@ -268,26 +302,23 @@ func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement) e
 func newUpdate(st *Settlement) update {
 	e := st.Event
 	u := update{
-		Sequence: e.Sequence,
-		State:    Available,
-		Attempts: e.AttemptCount,
-		Recorded: e.RecordedCount + 1,
-		Failures: e.FailureCount,
-		Holding:  e.Holding,
-		Requeued: true,
+		described:  describedRows([]*Event{e})[0],
+		State:      Available,
+		Attempts:   e.AttemptCount,
+		RecordedTo: e.RecordedCount + 1,
+		Failures:   e.FailureCount,
 		// What is tried again alone needs no further probe. Any other end parts
 		// the next denial from the probe that passed before.
-		Denied:    st.Denied && st.Kind == Yield,
-		Alone:     st.Denied && st.Kind != Yield,
-		Denials:   e.DeniedCount,
-		Resources: e.Resources,
-		Number:    e.RecordedCount + 1,
-		Started:   st.Started.UnixMicro(),
-		Duration:  st.Duration.Microseconds(),
-		Worker:    st.Worker,
+		Denied:   st.Denied && st.Kind == Yield,
+		Alone:    st.Denied && st.Kind != Yield,
+		Denials:  e.DeniedCount,
+		Number:   e.RecordedCount + 1,
+		Started:  st.Started.UnixMicro(),
+		Duration: st.Duration.Microseconds(),
+		Worker:   st.Worker,
 	}
-	if len(st.Behind) > 0 {
-		u.Resources = mustJSON(append(resources(e.Resources), st.Behind...))
+	if behind := st.newlyBehind(); len(behind) > 0 {
+		u.Resources = mustJSON(append(resources(e.Resources), behind...))
 	}
 	if st.Failure != nil {
 		class, code, words := string(st.Failure.Class), st.Failure.Code, text(st.Failure.Error())
@@ -299,25 +330,31 @@ func newUpdate(st *Settlement) update {
 	if st.Failure != nil && st.Failure.Code == failure.Lapsed {
 		u.Lapses = AloneAfter // it goes on running alone
 	}
-	if st.Denied && st.Kind != Yield {
+	if u.Alone {
 		u.Denials++
 	}
-	delay := st.Delay.Microseconds()
+	attempted := 1
+	if st.Refused {
+		attempted, u.RecordedTo = 0, e.RecordedCount
+	}
 	switch st.Kind {
 	case Complete:
-		u.State, u.Outcome, u.Attempts = Completed, &st.Outcome, e.AttemptCount+1
-		u.Finished, u.Holding, u.Requeued = true, false, false
+		u.State, u.Outcome, u.Attempts, u.Finished = Completed, &st.Outcome, e.AttemptCount+1, true
 	case Die:
-		u.State, u.Attempts, u.Failures = Dead, e.AttemptCount+1, e.FailureCount+1
-		u.Finished, u.Holding, u.Requeued = true, false, false
+		u.State, u.Attempts, u.Failures, u.Finished = Dead, e.AttemptCount+attempted, e.FailureCount+attempted, true
 	case Retry:
 		u.State, u.Attempts, u.Failures = Retryable, e.AttemptCount+1, e.FailureCount+1
 	case Defer:
-		u.Recorded = e.RecordedCount
+		u.RecordedTo = e.RecordedCount
+		if st.WaitsFor != 0 {
+			u.WaitsFor = &st.WaitsFor
+		}
 	case Yield:
 	}
-	if !st.Ends() && !st.stays() {
-		u.Delay, u.Parked, u.Holding, u.Requeued = &delay, true, true, false
+	u.Holding, u.Requeued = !u.Finished, !u.Finished
+	if st.waits() {
+		delay := st.Delay.Microseconds()
+		u.Delay, u.Parked, u.Requeued = &delay, true, false
 	}
 	return u
 }

@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"errors"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -119,7 +120,7 @@ func TestWhatTheRecorderRefusesIsNotSettled(t *testing.T) {
 	})
 }
 
-// Workers that settle, park, mark, assign, promote and renew at once must not
+// Workers that settle, park, mark, want, promote and renew at once must not
 // wait for each other in a circle.
 func TestNoDeadlocks(t *testing.T) {
 	t.Parallel()
@@ -135,7 +136,7 @@ func TestNoDeadlocks(t *testing.T) {
 			w.publish(string(rune('A'+i)), touch("a"), touch("b"), touch("b", "x", "y"))
 		}
 	}
-	w.assign()
+	w.want()
 	leased := w.claim("w")
 	var working sync.WaitGroup
 	for worker := range 3 {
@@ -148,7 +149,7 @@ func TestNoDeadlocks(t *testing.T) {
 		store := w.another()
 		read := func() (found []*outbox.Event) {
 			for _, lane := range mine {
-				events, err := store.Read(t.Context(), []outbox.Reading{{LaneID: lane.LaneID, Limit: 5}})
+				events, err := store.Read(t.Context(), []outbox.Reading{{LaneID: lane.LaneID, UpTo: math.MaxInt64, Limit: 5}})
 				if err != nil {
 					t.Error(err)
 				}
@@ -194,7 +195,7 @@ func TestNoDeadlocks(t *testing.T) {
 					t.Error(err)
 				}
 				w.publish("A", touch("c"))
-				if _, err := store.Assign(t.Context(), outbox.Look{}); err != nil {
+				if err := store.WantAll(t.Context()); err != nil {
 					t.Error(err)
 				}
 				if _, _, err := store.Renew(t.Context(), held, lease); err != nil {

@@ -65,10 +65,9 @@ type Subscriber struct {
 	config Config
 	topics map[string]chan *message.Message
 
-	// committed says that there may be new events, fetching that lanes may have
-	// more to read or are to be given back.
-	committed, fetching chan struct{}
-	results             chan *result
+	// turns says that the fetch loop has something to do.
+	turns   chan struct{}
+	results chan *result
 
 	mu    sync.Mutex
 	lanes map[int64]*lane
@@ -88,15 +87,15 @@ type Subscriber struct {
 	draining           bool
 	// hurried: lanes are given back as soon as there is nothing to do.
 	hurried bool
-	// pacing says when to look for new events, and later makes the next look
-	// come then.
-	pacing pacing
-	later  *time.Timer
-	// writeOn is when to write those that take long.
-	writeOn time.Time
-	// otherSeen is when another worker was last met.
-	otherSeen time.Time
-	inFlight  sync.WaitGroup
+	flow    flow
+	// log is what the worker has seen; wanted are the lanes in which it saw
+	// something, and that nobody was known to look after.
+	log    *seenLog
+	wanted map[environment]bool
+	// news: something may have been published since the last look. more: lanes may
+	// be left to claim.
+	news, more bool
+	inFlight   sync.WaitGroup
 
 	closeOnce sync.Once
 }
@@ -121,16 +120,17 @@ func NewSubscriber(store *Store, config Config) (*Subscriber, error) {
 		return nil, errors.New("the poll interval must be above 0")
 	}
 	s := &Subscriber{
-		store:     store,
-		config:    config,
-		topics:    make(map[string]chan *message.Message),
-		committed: make(chan struct{}, 1),
-		fetching:  make(chan struct{}, 1),
-		results:   make(chan *result, maxUnsettled+config.Concurrency),
-		lanes:     make(map[int64]*lane),
-		paces:     make(map[int64]*pace),
-		free:      config.Concurrency,
-		pacing:    pacing{concurrency: config.Concurrency},
+		store:   store,
+		config:  config,
+		topics:  make(map[string]chan *message.Message),
+		turns:   make(chan struct{}, 1),
+		results: make(chan *result, maxUnsettled+config.Concurrency),
+		lanes:   make(map[int64]*lane),
+		paces:   make(map[int64]*pace),
+		free:    config.Concurrency,
+		wanted:  make(map[environment]bool),
+		news:    true,
+		more:    true,
 	}
 	for _, topic := range events.Types() {
 		s.topics[topic] = make(chan *message.Message)
@@ -160,9 +160,9 @@ func (s *Subscriber) Close() error {
 // Wake makes the subscriber look for new events now.
 func (s *Subscriber) Wake() {
 	s.mu.Lock()
-	s.pacing.news = true
+	s.news = true
 	s.mu.Unlock()
-	s.lookSoon()
+	s.fetchSoon()
 }
 
 // Hurry makes the subscriber give lanes back as soon as there is nothing left
@@ -173,22 +173,10 @@ func (s *Subscriber) Hurry() {
 	s.hurried = true
 }
 
-func (s *Subscriber) lookSoon() { poke(s.committed) }
-
-// lookLater is lookSoon after a while. The mutex is held.
-func (s *Subscriber) lookLater(after time.Duration) {
-	if s.later == nil {
-		s.later = time.AfterFunc(after, s.lookSoon)
-	} else {
-		s.later.Reset(after)
-	}
-}
-
-func (s *Subscriber) fetchSoon() { poke(s.fetching) }
-
-func poke(c chan<- struct{}) {
+// fetchSoon makes the fetch loop take another turn.
+func (s *Subscriber) fetchSoon() {
 	select {
-	case c <- struct{}{}:
+	case s.turns <- struct{}{}:
 	default:
 	}
 }
@@ -204,8 +192,7 @@ func (s *Subscriber) Run(ctx context.Context) error {
 	settling.Go(func() { s.settleLoop(work) })
 	renewing.Go(func() { s.renewLoop(work) })
 	fetching.Go(func() { s.fetchLoop(ctx, work) })
-	fetching.Go(func() { s.assignLoop(ctx, work) })
-	fetching.Go(func() { s.findLostLoop(ctx) })
+	fetching.Go(func() { s.scanLoop(ctx) })
 
 	<-ctx.Done()
 	s.mu.Lock()
@@ -246,11 +233,9 @@ func (s *Subscriber) waitForRunning() {
 func (s *Subscriber) releaseAll(ctx context.Context) error {
 	s.mu.Lock()
 	var held []Holding
-	var taken []*Event
 	for _, l := range s.lanes {
 		if !l.lost {
-			held = append(held, l.holding())
-			taken = append(taken, l.taken()...)
+			held = append(held, l.holding(s.log))
 		}
 		l.end(context.Canceled)
 	}
@@ -261,102 +246,12 @@ func (s *Subscriber) releaseAll(ctx context.Context) error {
 	}
 	began := time.Now()
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		err := s.store.Release(ctx, held, taken)
+		err := s.store.Release(ctx, held)
 		if err == nil || !database.IsTransient(err) || time.Since(began) > s.config.usable() {
 			return err
 		}
 		s.config.Logger.Warn("lanes could not be given back: trying again", "error", err, "in", pause)
 		wait(ctx, pause)
-	}
-}
-
-// dispatch starts what may start. The mutex is held.
-func (s *Subscriber) dispatch() {
-	const perTurn = 4 // events that a lane starts before the next lane's turn
-	for s.free > 0 && len(s.queue) > 0 && !s.draining && !s.alone && s.unsettled < maxUnsettled {
-		l := s.queue[0]
-		s.queue = s.queue[1:]
-		l.queued = false
-		room := min(l.pace.limit-l.active, s.free, perTurn)
-		if l.pace.slow {
-			room = min(room, max(s.config.Concurrency/2, 1)-s.slow)
-		}
-		if able := max(startingPace-l.active, 0) + s.config.borrowable() - s.borrowed; room > able {
-			room = able
-			s.awaitSlot(l)
-		}
-		if room <= 0 || l.status.Held || l.leaving || l.ctx.Err() != nil || s.lanes[l.LaneID] != l {
-			continue // queued again when something of it ends
-		}
-		ready := l.schedule.next(room, l.status.gate())
-		for _, e := range ready {
-			if !s.begin(l, e) {
-				l.queued = true
-				s.queue = slices.Insert(s.queue, 0, l)
-				return
-			}
-		}
-		if len(ready) == room {
-			s.enqueue(l)
-		}
-	}
-}
-
-// begin starts an event, unless it or another must run alone.
-func (s *Subscriber) begin(l *lane, e *entry) bool {
-	alone := e.event.LapseCount >= AloneAfter
-	if (alone || s.aloneWanted) && s.free < s.config.Concurrency {
-		s.aloneWanted = s.aloneWanted || alone
-		return false
-	}
-	s.alone, s.aloneWanted = alone, false
-	l.schedule.start(e)
-	s.free--
-	s.unsettled++
-	l.active++
-	if l.pace.slow {
-		s.slow++
-	}
-	e.slow = l.pace.slow
-	if l.active > startingPace {
-		s.borrowed++
-	}
-	d := &Delivery{
-		Event:           e.event,
-		MayHaveRun:      e.event.RecordedCount > 0 || e.event.Sequence <= l.status.TaintedTo,
-		DeletedSequence: l.status.DeletedSequence,
-		Token:           l.Token,
-		Started:         e.started,
-		lane:            l,
-	}
-	s.inFlight.Go(func() { s.deliver(l, e, d) })
-	return true
-}
-
-// awaitSlot keeps a lane that could use a slot which others have borrowed.
-func (s *Subscriber) awaitSlot(l *lane) {
-	if !l.borrowing {
-		l.borrowing = true
-		s.borrowers = append(s.borrowers, l)
-	}
-}
-
-// giveSlotBack lets lanes try again for a slot that one of them borrowed.
-func (s *Subscriber) giveSlotBack() {
-	s.borrowed--
-	for _, l := range s.borrowers {
-		l.borrowing = false
-		if s.lanes[l.LaneID] == l {
-			s.enqueue(l)
-		}
-	}
-	s.borrowers = s.borrowers[:0]
-}
-
-func (s *Subscriber) enqueue(l *lane) {
-	if !l.queued {
-		l.queued = true
-		s.queue = append(s.queue, l)
 	}
 }
 

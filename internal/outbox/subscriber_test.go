@@ -53,8 +53,8 @@ func TestNeverMoreInFlightThanTheLimits(t *testing.T) {
 	})
 }
 
-// What an operator replays is more than is read at once, and comes before what
-// was published since.
+// An operator replays more events than are read at once. They come before what was
+// published since.
 func TestReplayedEventsRunBeforeWhatWasPublishedSince(t *testing.T) {
 	each(t, func(w *world) {
 		var list []events.Event
@@ -156,7 +156,7 @@ func TestSlowLanesTogetherHoldAtMostHalfOfTheSlots(t *testing.T) {
 			}
 			return one[int](w, `SELECT count(DISTINCT lane_id) FROM {outbox} WHERE state = 'retryable'`) == lanes
 		})
-		// What began before its lane was known to be slow ends, too.
+		// Events that began before their lane was known to be slow end, too.
 		w.settles(h)
 		for _, sequence := range h.running() {
 			h.end(sequence, slow)
@@ -173,7 +173,7 @@ func TestSlowLanesTogetherHoldAtMostHalfOfTheSlots(t *testing.T) {
 			}
 			return w.finished() == len(healthy)
 		})
-		// What one slow lane gives up, another gets, until all is done.
+		// A slot that one slow lane gives up goes to another, until all is done.
 		w.ends("all end", h, done, func() bool {
 			w.exec(`UPDATE {outbox} SET next_attempt_at = 1 WHERE next_attempt_at IS NOT NULL`)
 			return w.finished() == lanes*10+len(healthy)

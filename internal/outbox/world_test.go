@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -75,28 +75,12 @@ func (r *recorder) Record(ctx context.Context, tx *sqlx.Tx, settled []*outbox.Se
 			return err
 		}
 		if st.Event.Type == events.EnvironmentDeletedType {
-			if err := r.forget(ctx, tx, st.Event); err != nil {
+			if _, err := outbox.Supersede(ctx, tx, r.db.SQL, st.Event.LaneID, st.Event.Sequence); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// forget is what a deletion of an environment does to what waits before it.
-func (r *recorder) forget(ctx context.Context, tx *sqlx.Tx, e *outbox.Event) error {
-	for _, query := range []string{
-		`UPDATE {outbox} SET state = 'completed', outcome = 'superseded', finished_at = {now}, parked = false,
-			requeued = false, holding = false, next_attempt_at = NULL
-			WHERE lane_id = ? AND sequence < ? AND state IN ('available', 'retryable')`,
-		`DELETE FROM {holds} WHERE lane_id = ? AND sequence < ?`,
-	} {
-		if _, err := tx.ExecContext(ctx, r.db.SQL(query), e.LaneID, e.Sequence); err != nil {
-			return err
-		}
-	}
-	_, err := tx.ExecContext(ctx, r.db.SQL(`UPDATE {lanes} SET deleted_sequence = ? WHERE lane_id = ?`), e.Sequence, e.LaneID)
-	return err
 }
 
 func (r *recorder) RecordDiscarded(context.Context, *sqlx.Tx, []*outbox.Event, map[int64]bool) error {
@@ -194,17 +178,12 @@ func (w *world) insertRaw(in inserter, service, environment, eventType, data str
 	return sequence
 }
 
-// assign puts all events into their lanes.
-func (w *world) assign() (all outbox.Assigned) {
+// want says which lanes have something to read.
+func (w *world) want() {
 	w.t.Helper()
-	for all.More = true; all.More; {
-		done, err := w.store.Assign(w.t.Context(), outbox.Look{})
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		all.Written, all.Created, all.More = append(all.Written, done.Written...), all.Created || done.Created, done.More
+	if err := w.store.WantAll(w.t.Context()); err != nil {
+		w.t.Fatal(err)
 	}
-	return all
 }
 
 // lease is long enough never to lapse in a test.
@@ -220,10 +199,10 @@ func (w *world) claim(worker string) []outbox.Lane {
 	return lanes
 }
 
-// claimOne assigns, and leases the only lane that has work.
+// claimOne leases the only lane that has work.
 func (w *world) claimOne(worker string) outbox.Lane {
 	w.t.Helper()
-	w.assign()
+	w.want()
 	lanes := w.claim(worker)
 	if len(lanes) != 1 {
 		w.t.Fatalf("claimed %d lanes, want 1\n%s", len(lanes), w.dump())
@@ -251,7 +230,7 @@ func (w *world) read(laneID int64) []*outbox.Event { return w.readAfter(laneID, 
 
 func (w *world) readAfter(laneID, after int64) []*outbox.Event {
 	w.t.Helper()
-	found, err := w.store.Read(w.t.Context(), []outbox.Reading{{LaneID: laneID, After: after, Limit: 1000}})
+	found, err := w.store.Read(w.t.Context(), []outbox.Reading{{LaneID: laneID, After: after, UpTo: math.MaxInt64, Limit: 1000}})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -308,20 +287,22 @@ func settlement(lane outbox.Lane, e *outbox.Event, verdict outbox.Verdict) *outb
 // park looks events up among the holds, as their lane's holder does.
 func (w *world) park(lane outbox.Lane, running []*outbox.Event, waiting ...*outbox.Event) []int64 {
 	w.t.Helper()
-	parked, err := w.store.Park(w.t.Context(), holdingOf(lane), running, waiting)
+	parking, err := w.store.Park(w.t.Context(), holdingOf(lane), running, waiting)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	list := []int64{}
-	for sequence := range parked {
-		list = append(list, sequence)
+	for sequence, parked := range parking.Parked {
+		if parked {
+			list = append(list, sequence)
+		}
 	}
 	slices.Sort(list)
 	return list
 }
 
 func holdingOf(lane outbox.Lane) outbox.Holding {
-	return outbox.Holding{LaneID: lane.LaneID, Token: lane.Token, SeenWake: -1}
+	return outbox.Holding{LaneID: lane.LaneID, Token: lane.Token}
 }
 
 // promote lets all delays be over.
@@ -351,67 +332,6 @@ func (w *world) state(sequence int64) string {
 func (w *world) effects() []int64 {
 	w.t.Helper()
 	return all[int64](w, `SELECT sequence FROM {effects} ORDER BY position`)
-}
-
-// dump tells what stands in the tables, for failures.
-func (w *world) dump() string {
-	var text strings.Builder
-	for _, table := range []string{
-		`SELECT sequence, lane_id, media_id, resources, state, outcome, error_code, parked, requeued, holding,
-			next_attempt_at, attempt_count, lapse_count FROM {outbox}
-			WHERE lane_id IS NULL OR state NOT IN ('completed', 'dead') ORDER BY sequence LIMIT 60`,
-		`SELECT lane_id, service_id, held, wake, ready_at, read_from, last_sequence, lease_token, leased_by,
-			leased_until, lapse_count, gate_sequence FROM {lanes} ORDER BY lane_id LIMIT 30`,
-		`SELECT * FROM {holds} ORDER BY sequence, resource LIMIT 60`,
-	} {
-		if err := w.print(&text, table); err != nil {
-			return err.Error()
-		}
-	}
-	return text.String()
-}
-
-func (w *world) print(text *strings.Builder, query string) error {
-	rows, err := w.db.QueryxContext(context.WithoutCancel(w.t.Context()), w.db.SQL(query)) //nolint:sqlclosecheck // it is closed below
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		row := make(map[string]any)
-		if err := rows.MapScan(row); err != nil {
-			return err
-		}
-		fmt.Fprintln(text, row)
-	}
-	fmt.Fprintln(text)
-	return rows.Err()
-}
-
-// awaitBlocked waits until a session waits for a lock that another has.
-func (w *world) awaitBlocked(what string) {
-	w.t.Helper()
-	w.await(what, func() bool {
-		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
-			WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)`)
-	})
-}
-
-// await polls until the condition holds.
-func (w *world) await(what string, holds func() bool) {
-	w.t.Helper()
-	await(w.t, what, holds, w.dump)
-}
-
-func await(t testing.TB, what string, holds func() bool, dump func() string) {
-	t.Helper()
-	deadline := time.Now().Add(3 * time.Minute)
-	for !holds() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited too long for: %s\n%s", what, dump())
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
 }
 
 func contextWithTimeout(t testing.TB, timeout time.Duration) (context.Context, context.CancelFunc) {

@@ -291,7 +291,7 @@ type Event struct {
 	ErrorCode    *string `db:"error_code"`
 	Error        *string `db:"error"`
 	AttemptCount int     `db:"attempt_count"`
-	Resources    *string `db:"resources"` // nil until the event was assigned
+	Resources    *string `db:"resources"` // nil until a worker has written the event
 }
 
 // String is the state, with the outcome or the error's code.

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"time"
 )
@@ -20,25 +21,17 @@ type lane struct {
 
 	schedule *schedule
 	pace     *pace
-	// cursor is the reading position: all events at or below were read, or
-	// are marked as requeued.
+	// cursor is the reading position: all events at or below that the worker has
+	// seen were read, or are marked as requeued.
 	cursor int64
 	status Status
-	// refill: there may be something to read. drained: the last reading found
-	// no more, as of wake drainedWake.
-	refill      bool
-	drainedWake int64
-	// ended has the events that ended since the lane's status was asked for,
-	// while it is being read, and whether they were parked: neither the status
-	// nor the reading may have seen it.
-	ended map[int64]bool
-	// reading: its next events are being read; feeding: a look for new events is
-	// under way that may bring it some, and nothing is read before: what that
-	// look writes comes after what it takes.
-	reading, feeding bool
-	// doubtful: events of the lane were parked since that look began, which new
-	// ones may have to wait for.
-	doubtful bool
+	// refill: there may be something to read.
+	refill bool
+	// ended has the events that ended since the lane's next events were asked for,
+	// while they are being read: the answer may not have seen it. halted tells
+	// that one of them didn't end, and has holds now.
+	ended  map[int64]bool
+	halted bool
 	// active counts its handlers at work.
 	active int
 	// emptied is when it last had something to do.
@@ -61,17 +54,14 @@ type lane struct {
 	}
 }
 
-const notDrained = -1
-
 func (s *Subscriber) newLane(ctx context.Context, leased Lane, asked time.Time) *lane {
 	l := &lane{
-		Lane:        leased,
-		schedule:    newSchedule(),
-		pace:        s.paceOf(leased.LaneID),
-		cursor:      leased.ReadFrom,
-		refill:      true,
-		drainedWake: notDrained,
-		since:       asked,
+		Lane:     leased,
+		schedule: newSchedule(),
+		pace:     s.paceOf(leased.LaneID),
+		cursor:   leased.ReadFrom,
+		refill:   true,
+		since:    asked,
 	}
 	l.ctx, l.cancel = context.WithCancelCause(ctx)
 	l.lease.until = asked.Add(s.config.usable())
@@ -97,16 +87,6 @@ func (l *lane) alive(now time.Time) bool {
 	return now.Before(l.lease.until) && now.Round(0).Before(l.lease.until.Round(0)) && l.ctx.Err() == nil
 }
 
-// endedSince tells whether an attempt of that event, if any, ended since the
-// lane's status was asked for.
-func (l *lane) endedSince(sequence *int64) bool {
-	if sequence == nil {
-		return false
-	}
-	_, ended := l.ended[*sequence]
-	return ended
-}
-
 // gone tells whether the lease can't be relied on any more.
 func (l *lane) gone() bool { return l.lost || errors.Is(context.Cause(l.ctx), ErrLeaseLost) }
 
@@ -115,36 +95,23 @@ func (l *lane) end(cause error) {
 	l.cancel(cause)
 }
 
-// current tells whether all that waits in the lane is in memory, so that a new
-// event may join it.
-func (l *lane) current(found *LaneState) bool {
-	return !l.refill && !l.reading && !l.leaving && !l.gone() && !l.status.Held && !l.schedule.stale() &&
-		found.Current(l.Token, l.drainedWake)
-}
-
 // wantsMore tells whether it is time to read on.
 func (l *lane) wantsMore() bool {
-	return l.refill && (len(l.schedule.pending) < l.window()/2 || l.schedule.stale())
+	return l.refill && !l.leaving && len(l.schedule.pending) < l.window()/2
 }
 
-// taken lists the events in memory that may not be assigned in the database.
-func (l *lane) taken() []*Event {
-	var list []*Event
-	l.schedule.each(func(e *entry) {
-		if e.event.Taken {
-			list = append(list, e.event)
-		}
-	})
-	return list
+// rewind makes the lane be read again from there.
+func (l *lane) rewind(to int64) {
+	l.refill = true
+	l.cursor = min(l.cursor, to)
 }
 
-// holding says how the lane is given back or renewed.
-func (l *lane) holding() Holding {
-	h := Holding{LaneID: l.LaneID, Token: l.Token, ReadFrom: l.cursor, SeenWake: notDrained}
+// holding says how the lane is given back or renewed: nothing that this worker has
+// not seen yet, or that is in its memory, may be passed by.
+func (l *lane) holding(log *seenLog) Holding {
+	h := Holding{LaneID: l.LaneID, Token: l.Token, ReadFrom: max(min(l.cursor, log.complete()), l.ReadFrom)}
 	if lowest := l.schedule.lowest(); lowest > 0 {
 		h.ReadFrom = min(h.ReadFrom, lowest-1)
-	} else if !l.refill {
-		h.SeenWake = l.drainedWake
 	}
 	return h
 }
@@ -152,4 +119,7 @@ func (l *lane) holding() Holding {
 // window is how many events are kept in memory ahead of the pace.
 func (l *lane) window() int { return min(max(8*l.pace.limit, smallestWindow), 512) }
 
-const smallestWindow = 8 * startingPace
+const (
+	smallestWindow = 8 * startingPace
+	maxSequence    = math.MaxInt64
+)

@@ -1,0 +1,6 @@
+//go:build !race
+
+package history_test
+
+// slowness: see race_test.go.
+const slowness = 1

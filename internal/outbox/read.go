@@ -1,0 +1,92 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/ownbucket/ownbucket/internal/database"
+)
+
+// Reading asks for a lane's next events.
+type Reading struct {
+	LaneID int64 `json:"lane_id"`
+	// After is the reading position: events up to it were read before.
+	After int64 `json:"after_sequence"`
+	// UpTo is the highest sequence that the worker has seen.
+	UpTo  int64 `json:"up_to"`
+	Limit int   `json:"most"`
+	// Known is how many events the reader has already: requeued ones among
+	// them are found again, and must not keep others from being found.
+	Known int `json:"known"`
+}
+
+// readChunk bounds the lanes that one statement reads on SQLite, whose text
+// grows with them.
+const readChunk = 16
+
+// copying tells of a lane l that a copy from or into it isn't ended.
+const copying = `(EXISTS (SELECT 1 FROM {copies} WHERE source_lane = l.lane_id AND state <> 'ended')
+	OR EXISTS (SELECT 1 FROM {copies} WHERE target_lane = l.lane_id AND state <> 'ended')) AS copying`
+
+// Read reads the next events of held lanes, each in sequence: those above the
+// reading position, and those that were requeued at or below it. Events above a
+// gate aren't given out.
+func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) {
+	var found []*Event
+	if s.db.Dialect == database.PostgreSQL {
+		encoded, err := rows(readings)
+		if err != nil {
+			return nil, err
+		}
+		// One plan, executed for each lane.
+		query := `SELECT e.* FROM {rows r(lane_id bigint, after_sequence bigint, up_to bigint, most integer, known integer)}
+			JOIN {lanes} l ON l.lane_id = r.lane_id
+			CROSS JOIN LATERAL (` + windowOf(`r.after_sequence`, `r.up_to`, `r.most`, `r.most + r.known`) + `) AS e`
+		if err := s.db.SelectContext(ctx, &found, s.db.SQL(query), encoded); err != nil {
+			return nil, fmt.Errorf("read lanes: %w", err)
+		}
+	} else {
+		for chunk := range slices.Chunk(readings, readChunk) {
+			part, err := s.readChunk(ctx, chunk)
+			if err != nil {
+				return nil, fmt.Errorf("read lanes: %w", err)
+			}
+			found = append(found, part...)
+		}
+	}
+	for _, e := range found {
+		e.describe()
+	}
+	return found, nil
+}
+
+func (s *Store) readChunk(ctx context.Context, chunk []Reading) (found []*Event, err error) {
+	texts := make([]string, len(chunk))
+	var args []any
+	for i, r := range chunk {
+		window := windowOf(`?`, `?`, `?`, `?`)
+		for _, table := range []string{`AS fresh`, `AS requeued`} {
+			window = strings.Replace(window, table, table+fmt.Sprint(i), 1)
+		}
+		texts[i] = strings.ReplaceAll(window, `{outbox} e`, fmt.Sprintf(`{outbox} e JOIN {lanes} l ON l.lane_id = %d`, r.LaneID))
+		args = append(args, r.After, r.UpTo, r.Limit, r.After, r.Limit+r.Known)
+	}
+	err = s.db.SelectContext(ctx, &found, s.db.SQL(strings.Join(texts, ` UNION ALL `)), args...)
+	return found, err
+}
+
+// windowOf is the query for the next events of a lane l.
+func windowOf(after, upTo, mostFresh, mostRequeued string) string {
+	const columns = eventColumns + `, l.lane_id, ` + copying
+	const gate = ` AND e.sequence < coalesce(l.gate_sequence, 9223372036854775807) ORDER BY e.sequence LIMIT `
+	return `
+		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e
+			WHERE {in_lane e l} AND e.sequence > ` + after + ` AND e.sequence <= ` + upTo + ` AND ` + Readable +
+		gate + mostFresh + `) AS fresh
+		UNION ALL
+		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e
+			WHERE e.lane_id = l.lane_id AND e.sequence <= ` + after + ` AND e.requeued AND ` + Readable +
+		gate + mostRequeued + `) AS requeued`
+}
