@@ -10,7 +10,7 @@
 // token, so a worker that lost its lease changes nothing (fencing).
 //
 // docs/architecture.md has the states of an event, and what moves it between
-// them; docs/decisions/0008-direct-lanes.md tells why the package is made so.
+// them; docs/decisions/0003-lanes.md tells why the package is made so.
 //
 // Locks are taken in this order:
 //
