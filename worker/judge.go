@@ -61,7 +61,7 @@ func (w *Worker) verdict(ctx context.Context, a *attempt, err error) outbox.Verd
 	var wait *outbox.Wait
 	switch {
 	case errors.As(err, &wait):
-		return outbox.Verdict{Kind: outbox.Defer, Delay: wait.For, Behind: wait.Behind, WaitsFor: wait.On}
+		return outbox.Verdict{Kind: outbox.Defer, Delay: wait.For, Behind: wait.Behind, WaitsFor: wait.On, WaitsForCopy: wait.OnCopy}
 	case err != nil && ctx.Err() != nil:
 		return interrupted(failure.New(failure.Interrupted, failure.Canceled,
 			"the attempt was interrupted: %w", errors.Join(context.Cause(ctx), err)))

@@ -14,7 +14,7 @@ import (
 // patience bounds a history. An event that hasn't ended by then is stuck. Histories
 // are short enough to end long before: an event waits for a copy for at most a
 // minute, and then goes on without.
-const patience = 4 * time.Minute
+const patience = 8 * time.Minute
 
 // live lets the history take place: all publish, operate and make trouble side
 // by side. At the end nothing is paused, blocked or frozen any more, and

@@ -52,7 +52,7 @@ func TestAnyHistoryEndsAsIfItsEventsHadRunOneByOne(t *testing.T) {
 			url  func(testing.TB) string
 			extent
 		}{
-			{"postgresql", dbtest.PostgreSQLURL, extent{workers: 4, services: 5, events: 2000}},
+			{"postgresql", dbtest.PostgreSQLURL, extent{workers: 4, services: 5, events: min(2000, 5000/slowness)}},
 			{"sqlite", dbtest.SQLiteURL, extent{workers: 1, services: 3, events: 1200 / slowness}},
 		} {
 			t.Run(fmt.Sprintf("%s/%s=%d", c.name, seedVariable, seed), func(t *testing.T) {

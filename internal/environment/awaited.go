@@ -77,9 +77,9 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, items []itemKey) ([]endin
 	}
 	const ready = `(i.copy_sequence, i.media_id) IN (SELECT copy_sequence, media_id FROM {rows v(copy_sequence bigint, media_id text)})
 		AND i.state = 'waiting' AND NOT EXISTS (SELECT 1 FROM {copy_waits} w WHERE w.copy_sequence = i.copy_sequence AND w.media_id = i.media_id)`
-	var sources []int64
-	if err := tx.SelectContext(ctx, &sources, s.db.SQL(`
-		SELECT DISTINCT i.source_lane FROM {copy_items} i WHERE `+ready), encoded); err != nil || len(sources) == 0 {
+	var from []snapshot
+	if err := tx.SelectContext(ctx, &from, s.db.SQL(`
+		SELECT DISTINCT i.copy_sequence AS sequence, i.source_lane FROM {copy_items} i WHERE `+ready), encoded); err != nil || len(from) == 0 {
 		return nil, err
 	}
 	if _, err := tx.ExecContext(ctx, s.db.SQL(`
@@ -87,13 +87,19 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, items []itemKey) ([]endin
 			(SELECT i.copy_sequence, i.media_id FROM {copy_items} i WHERE `+ready+`)`), encoded); err != nil {
 		return nil, err
 	}
-	for _, laneID := range sources {
-		source, exists, err := s.settings.ByLane(ctx, tx, laneID)
+	for _, one := range from {
+		source, exists, err := s.settings.ByLane(ctx, tx, one.SourceLane)
 		if err != nil {
 			return nil, err
 		}
 		if !exists {
 			continue
+		}
+		// What stands in the ledger from before a deletion that is yet to run is not
+		// what the copy is to have.
+		after, err := s.pendingDeletion(ctx, tx, one.SourceLane, one.Sequence)
+		if err != nil {
+			return nil, err
 		}
 		if _, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {copy_items} AS i SET state = 'owed', source_bucket = m.bucket, source_key = m.object_key,
@@ -101,7 +107,8 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, items []itemKey) ([]endin
 				content_type = m.content_type, size = m.size, failure_count = 0, first_failed_at = NULL,
 				next_attempt_at = 0, error_code = NULL, error = NULL
 			FROM {media_objects} m WHERE m.lane_id = ? AND m.media_id = i.media_id AND m.object_key IS NOT NULL
-			AND m.sequence >= i.lacks AND i.source_lane = m.lane_id AND `+ready), nameAt(source.KeyPrefix()), laneID, encoded); err != nil {
+			AND m.sequence > ? AND m.sequence >= i.lacks AND i.source_lane = m.lane_id AND i.copy_sequence = ? AND `+ready),
+			nameAt(source.KeyPrefix()), one.SourceLane, after, one.Sequence, encoded); err != nil {
 			return nil, err
 		}
 	}
@@ -118,8 +125,7 @@ func (s *Store) take(ctx context.Context, tx *sqlx.Tx, items []itemKey) ([]endin
 	var ended []ending
 	if err := tx.SelectContext(ctx, &ended, s.db.SQL(`
 		UPDATE {copy_items} AS i SET state = 'failed', error_code = ?, error = ?
-		WHERE i.lacks > 0 AND NOT EXISTS (SELECT 1 FROM {media_objects} m
-			WHERE m.lane_id = i.source_lane AND m.media_id = i.media_id AND m.sequence >= i.lacks) AND `+ready+`
+		WHERE i.lacks > 0 AND `+ready+`
 		RETURNING copy_sequence AS waits_for, media_id, true AS failed`),
 		failure.SourceChanged, lacking, encoded); err != nil {
 		return nil, err

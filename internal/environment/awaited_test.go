@@ -303,3 +303,29 @@ func TestCopyingAgainWaitsForWhoeverHasEitherLane(t *testing.T) {
 		})
 	}
 }
+
+// A copy that its source awaits brings nothing there. What the source has from
+// before its deletion, which is yet to run, isn't what the next environment gets.
+func TestAMediaFromBeforeAPendingDeletionOfTheSourceIsNotCopied(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev, test := s.prod.In("dev"), s.prod.In("test")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
+		s.publish(at{dev, created("dev", "")})
+		s.Work()
+		s.pause(s.prod)
+		s.pause(dev)
+		ids := s.publish(at{s.prod, s.Delete("m1", "a.txt")}, at{dev, deleted()}, at{dev, created("dev", "")}, at{test, created("test", "dev")})
+		s.Work()
+		s.awaits("m1", []string{ids[0], ids[2]}, "a.txt")
+		s.resume(s.prod)
+		s.Work()
+		s.awaits("m1", nil)
+		s.resume(dev)
+		s.Work()
+		s.holds(map[string]string{"media/b.txt": "two", directory("dev") + "b.txt": "two", directory("test") + "b.txt": "two"})
+		s.copied("test", "complete", 1, nil)
+		s.nothingRefused()
+	})
+}

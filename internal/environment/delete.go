@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -138,7 +139,7 @@ func (s *Store) awaitCopies(ctx context.Context, e *outbox.Event) error {
 }
 
 func (s *Store) copiesFirst(on int64) error {
-	return &outbox.Wait{For: 2 * lookAgain, Reason: "copies from the environment come before its deletion", On: on}
+	return &outbox.Wait{For: 2 * lookAgain, Reason: "copies from the environment come before its deletion", OnCopy: on}
 }
 
 // beginDeletion is the point of no return: in one transaction, copies into the
@@ -196,6 +197,10 @@ func (s *Store) beginDeletion(ctx context.Context, d *outbox.Delivery) error {
 // errNotBegun rolls the beginning of a deletion back.
 var errNotBegun = errors.New("the deletion has not begun")
 
+// untilDeletion is for how long no other copies to an environment begin while its
+// deletion waits for those that are being made. The deletion looks again sooner.
+const untilDeletion = 10 * time.Second
+
 // cancelInto drops copies into the environment. It tells whether somebody is at work
 // on some: these must end first, and no others begin meanwhile.
 func (s *Store) cancelInto(ctx context.Context, tx *sqlx.Tx, e *outbox.Event) (atWork bool, err error) {
@@ -211,7 +216,7 @@ func (s *Store) cancelInto(ctx context.Context, tx *sqlx.Tx, e *outbox.Event) (a
 		_, err := tx.ExecContext(ctx, s.db.SQL(`
 			UPDATE {copy_items} SET next_attempt_at = {now} + ? WHERE target_lane = ? AND copy_sequence < ? AND state = 'owed'
 			AND (leased_until IS NULL OR leased_until < {now}) AND next_attempt_at < {now} + ?`),
-			(10 * lookAgain).Microseconds(), e.LaneID, e.Sequence, (10 * lookAgain).Microseconds())
+			untilDeletion.Microseconds(), e.LaneID, e.Sequence, untilDeletion.Microseconds())
 		return true, err
 	}
 	var copies []int64

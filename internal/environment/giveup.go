@@ -34,7 +34,7 @@ func (s *Store) startWaiting(ctx context.Context, what scope) error {
 func (s *Store) giveUpOne(ctx context.Context, what scope, why string) error {
 	left, err := s.giveUp(ctx, what, why)
 	if err == nil && left {
-		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first", On: what.copySequence}
+		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first", OnCopy: what.copySequence}
 	}
 	return err
 }
@@ -54,9 +54,9 @@ func (s *Store) giveUp(ctx context.Context, what scope, why string) (left bool, 
 			UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?,
 				may_have_written = (may_have_written OR leased_until IS NOT NULL), leased_until = NULL
 			WHERE `+inScope+` AND (leased_until IS NULL OR leased_until < {now})
-			AND (CAST(? AS integer) = 0 OR state = 'owed' AND first_failed_at < {now} - ?) RETURNING `+itemColumns),
+			AND (CAST(? AS integer) = 0 OR state = 'owed' AND first_failed_at < {now} - CASE WHEN `+inTurn+` THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END) RETURNING `+itemColumns),
 			failure.SourceChanged, reasonWords, what.copySequence, what.mediaID, what.mediaID,
-			number(what.tired), copyFirstFor.Microseconds()); err != nil {
+			number(what.tired), runningFor.Microseconds(), copyFirstFor.Microseconds()); err != nil {
 			return err
 		}
 		keys := make([]itemKey, len(given))

@@ -18,7 +18,8 @@ const (
 	// copyFirstFor is how long the source waits at most for a copy that fails,
 	// or can't begin, for a while.
 	copyFirstFor = time.Minute
-	// runningFor is how long an event waits at most for one of the source that runs.
+	// runningFor is how long anybody waits at most for what goes on: a copy that begins
+	// in its turn, an event of the source that runs.
 	runningFor = 10 * time.Minute
 	// lookAgain is when an event that waits for another worker's copy is
 	// started again.
@@ -35,13 +36,13 @@ type owing struct {
 	// Overtaken tells that an unfinished event of the target went past it.
 	Overtaken   bool   `db:"overtaken"`
 	OvertakenBy *int64 `db:"overtaken_by"`
-	// Needed tells that a copy from the target waits for it, and comes before the
-	// event.
+	// Needed tells that a copy from the target waits for it, and not for the event.
 	Needed bool `db:"needed"`
 	// Leased tells that somebody is copying it, Begun that somebody was whose end
 	// isn't known.
 	Leased bool  `db:"leased"`
 	Begun  bool  `db:"begun"`
+	InTurn bool  `db:"in_turn"`
 	Now    int64 `db:"now_us"`
 }
 
@@ -49,10 +50,21 @@ const owingColumns = itemColumns + `, overtaken_by,
 	(SELECT c.state FROM {copies} c WHERE c.sequence = copy_sequence) AS copy_state,
 	(SELECT l.held FROM {lanes} l WHERE l.lane_id = target_lane) AS target_held,
 	EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = copy_sequence AND ` + outbox.Unfinished + `) AS creation_due,
-	EXISTS (SELECT 1 FROM {copy_waits} w WHERE w.waits_for = {copy_items}.copy_sequence
-		AND w.media_id = {copy_items}.media_id AND w.copy_sequence < ?) AS needed,
-	` + overtaken + ` AS overtaken, coalesce(leased_until >= {now}, false) AS leased,
+	` + needed + ` AS needed,
+	` + overtaken + ` AS overtaken, ` + inTurn + ` AS in_turn, coalesce(leased_until >= {now}, false) AS leased,
 	(may_have_written OR leased_until IS NOT NULL) AS begun, {now} AS now_us`
+
+// inTurn tells of an item that its copy's event, or the event that went past it, is
+// about to run, or runs.
+const inTurn = `EXISTS (SELECT 1 FROM {outbox} p WHERE p.sequence IN (copy_sequence, overtaken_by)
+	AND p.state IN ('available', 'running'))`
+
+// needed tells of an item that one of a copy from its target waits for, and not for
+// the event with that sequence: the event comes later than that copy, or is replayed
+// and did not count for it.
+const needed = `EXISTS (SELECT 1 FROM {copy_waits} w WHERE w.waits_for = {copy_items}.copy_sequence
+		AND w.media_id = {copy_items}.media_id AND NOT EXISTS (SELECT 1 FROM {copy_waits} x
+			WHERE x.waits_for = ? AND x.media_id = w.media_id AND x.copy_sequence = w.copy_sequence))`
 
 // CopyFirst makes the copies that are owed of the event's media and file
 // names, from its environment or into it. A copy that another worker is making
@@ -63,13 +75,18 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 	if err != nil {
 		return err
 	}
+	var unneeded []*owing
 	for again := true; again; {
-		again = false
+		again, unneeded = false, nil
 		items, err := s.owing(ctx, d.Event, encoded)
 		if err != nil {
 			return err
 		}
 		for i := range items {
+			if o := &items[i]; o.SourceLane != d.Event.LaneID && o.begins() && replaces(d.Event, o) {
+				unneeded = append(unneeded, o)
+				continue
+			}
 			more, err := s.first(ctx, d.Event, &items[i])
 			if err != nil {
 				return err
@@ -77,8 +94,17 @@ func (s *Store) CopyFirst(ctx context.Context, d *outbox.Delivery, names []strin
 			again = again || more
 		}
 	}
+	// An event that still waited would keep these from being copied meanwhile.
+	for _, o := range unneeded {
+		if err := s.overtake(ctx, d.Event, o); err != nil {
+			return err
+		}
+	}
 	return nil
 }
+
+// begins tells whether the item's copy has begun, or will by itself.
+func (o *owing) begins() bool { return o.CopyState == active || o.CreationDue }
 
 // first does what an item asks for that comes before an event. It tells whether
 // that may have changed what else comes first.
@@ -89,14 +115,14 @@ func (s *Store) first(ctx context.Context, e *outbox.Event, o *owing) (again boo
 			return false, nil // it waits for events that come before this one
 		}
 		return true, s.copyFromHere(ctx, o)
-	case o.CopyState != active && !o.CreationDue:
+	case !o.begins():
 		return false, nil // it is copied only if its creation is replayed
-	case replaces(e, o):
-		return false, s.overtake(ctx, e, o)
+	case o.Overtaken && *o.OvertakenBy == e.Sequence:
+		return true, s.fallBehind(ctx, e, o)
 	case o.Overtaken:
-		return false, s.awaitItem(ctx, o, *o.OvertakenBy)
+		return false, s.awaitItem(ctx, o, &outbox.Wait{On: *o.OvertakenBy})
 	case o.State == waiting:
-		return false, s.awaitItem(ctx, o, o.CopySequence)
+		return false, s.awaitItem(ctx, o, &outbox.Wait{OnCopy: o.CopySequence})
 	}
 	return true, s.copyToHere(ctx, o)
 }
@@ -157,8 +183,7 @@ func (s *Store) overtake(ctx context.Context, e *outbox.Event, o *owing) error {
 	result, err := s.db.ExecContext(ctx, s.db.SQL(`
 		UPDATE {copy_items} SET overtaken_by = ? WHERE copy_sequence = ? AND media_id = ? AND state = ?
 		AND (leased_until IS NULL OR leased_until < {now})
-		AND NOT EXISTS (SELECT 1 FROM {copy_waits} w WHERE w.waits_for = {copy_items}.copy_sequence
-			AND w.media_id = {copy_items}.media_id AND w.copy_sequence < ?)`),
+		AND NOT `+needed),
 		e.Sequence, o.CopySequence, o.MediaID, o.State, e.Sequence)
 	if err != nil {
 		return wrap("go past an item", err)
@@ -168,17 +193,26 @@ func (s *Store) overtake(ctx context.Context, e *outbox.Event, o *owing) error {
 	case err != nil:
 		return err
 	case n == 0:
-		return &outbox.Wait{For: lookAgain, Reason: "the media is just being copied to this environment", On: o.CopySequence}
+		return &outbox.Wait{For: lookAgain, Reason: "the media is just being copied to this environment", OnCopy: o.CopySequence}
 	case o.Begun:
 		return s.noteBegun(ctx, o)
 	}
 	return nil
 }
 
+// fallBehind lets an item be copied again before an event that had gone past it, and
+// died: it has been replayed, and the item is needed by now.
+func (s *Store) fallBehind(ctx context.Context, e *outbox.Event, o *owing) error {
+	_, err := s.db.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copy_items} SET overtaken_by = NULL WHERE copy_sequence = ? AND media_id = ? AND overtaken_by = ?`),
+		o.CopySequence, o.MediaID, e.Sequence)
+	return wrap("fall behind an item", err)
+}
+
 // awaitItem waits for an item that can't be copied yet, for as long as what it waits
 // for goes on, and else for a minute.
-func (s *Store) awaitItem(ctx context.Context, o *owing, on int64) error {
-	wait := &outbox.Wait{For: 2 * lookAgain, Reason: "a media is yet to be copied to this environment", On: on}
+func (s *Store) awaitItem(ctx context.Context, o *owing, wait *outbox.Wait) error {
+	wait.For, wait.Reason = 2*lookAgain, "a media is yet to be copied to this environment"
 	what := scope{copySequence: o.CopySequence, targetLane: o.TargetLane, mediaID: o.MediaID}
 	if !o.tired() {
 		if err := s.startWaiting(ctx, what); err != nil {
@@ -221,7 +255,7 @@ func (s *Store) goesOn(ctx context.Context, o *owing) (bool, error) {
 func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
 	what := scope{copySequence: o.CopySequence, targetLane: o.TargetLane, mediaID: o.MediaID}
 	switch {
-	case o.TargetHeld, o.CopyState != active && !o.CreationDue:
+	case o.TargetHeld, !o.begins():
 		return s.giveUpOne(ctx, what, "the environment that it is copied to can't take it now")
 	case (o.CopyState != active || o.Overtaken) && o.tired():
 		return s.giveUpOne(ctx, what, "the environment that it is copied to was not ready in time")
@@ -229,14 +263,14 @@ func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
 		if err := s.startWaiting(ctx, what); err != nil {
 			return err
 		}
-		return &outbox.Wait{For: lookAgain, Reason: "a copy from here is about to begin", On: o.CopySequence}
+		return &outbox.Wait{For: lookAgain, Reason: "a copy from here is about to begin", OnCopy: o.CopySequence}
 	}
 	mine, err := s.lease(ctx, &o.item)
 	if err != nil {
 		return err
 	}
 	if !mine {
-		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first", On: o.CopySequence}
+		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first", OnCopy: o.CopySequence}
 	}
 	if err = s.copyItem(ctx, &o.item, true); err == nil {
 		return nil
@@ -250,20 +284,20 @@ func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
 		return s.giveUpOne(ctx, what, f.Error())
 	}
 	delay := min(s.options.Backoff(o.FailureCount+1), copyFirstFor/6)
-	return &outbox.Wait{For: max(delay, lookAgain), Reason: "a copy that comes first failed for now", On: o.CopySequence}
+	return &outbox.Wait{For: max(delay, lookAgain), Reason: "a copy that comes first failed for now", OnCopy: o.CopySequence}
 }
 
 // copyToHere makes a copy that stands before the event in its own environment.
 func (s *Store) copyToHere(ctx context.Context, o *owing) error {
 	if o.CopyState != active || o.TargetHeld {
-		return &outbox.Wait{For: lookAgain, Reason: "the environment's copy is about to begin", On: o.CopySequence}
+		return &outbox.Wait{For: lookAgain, Reason: "the environment's copy is about to begin", OnCopy: o.CopySequence}
 	}
 	mine, err := s.lease(ctx, &o.item)
 	if err != nil {
 		return err
 	}
 	if !mine {
-		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first", On: o.CopySequence}
+		return &outbox.Wait{For: lookAgain, Reason: "another worker makes a copy that comes first", OnCopy: o.CopySequence}
 	}
 	if err = s.copyItem(ctx, &o.item, false); err == nil {
 		return nil
@@ -276,17 +310,22 @@ func (s *Store) copyToHere(ctx context.Context, o *owing) error {
 			return nil
 		}
 		// It may be looked at again, after an event of the source.
-		return &outbox.Wait{For: lookAgain, Reason: "a copy that comes first waits for its source", On: o.CopySequence}
+		return &outbox.Wait{For: lookAgain, Reason: "a copy that comes first waits for its source", OnCopy: o.CopySequence}
 	case failure.Transient, failure.Integration:
 	}
 	return &outbox.Wait{
-		For: max(s.options.Backoff(o.FailureCount+1), lookAgain), Reason: "a copy that comes first failed for now", On: o.CopySequence,
+		For: max(s.options.Backoff(o.FailureCount+1), lookAgain), Reason: "a copy that comes first failed for now", OnCopy: o.CopySequence,
 	}
 }
 
 // tired tells whether an item has failed, or was waited for, for as long as
-// the source waits.
-func (o *owing) tired() bool { return o.waitedFor() >= copyFirstFor }
+// anybody waits.
+func (o *owing) tired() bool {
+	if o.InTurn {
+		return o.waitedFor() >= runningFor
+	}
+	return o.waitedFor() >= copyFirstFor
+}
 
 // waitedFor is how long ago an item first failed, or was first waited for.
 func (o *owing) waitedFor() time.Duration {

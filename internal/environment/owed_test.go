@@ -150,8 +150,11 @@ func TestUploadIntoANewEnvironmentRunsAtOnce(t *testing.T) {
 		s.Work()
 		hang := s.AWS.Inject(hanging(copiesTo("dev")))
 		s.Start()
-		ids := s.publish(at{dev, created("dev", "")}, at{dev, s.Upload("m4", "d.txt", "four")},
-			at{dev, s.Upload("m1", "a.txt", "one of dev")}, at{dev, s.Rename("m2", "b.txt", "b2.txt")}, at{dev, s.Upload("m5", "c.txt", "taken")})
+		ids := s.publish(at{dev, created("dev", "")})
+		// An upload goes past a copy that has not begun.
+		s.Await("the copy of what is uploaded again", s.has(`SELECT 1 FROM {copy_items} WHERE media_id = 'm1' AND leased_until IS NOT NULL`))
+		ids = append(ids, s.publish(at{dev, s.Upload("m4", "d.txt", "four")}, at{dev, s.Upload("m1", "a.txt", "one of dev")},
+			at{dev, s.Rename("m2", "b.txt", "b2.txt")}, at{dev, s.Upload("m5", "c.txt", "taken")})...)
 		s.Await("the upload of another media", func() bool { return s.Event(ids[1]).String() == "completed done" })
 		for _, id := range ids[2:] {
 			// One that makes the copy itself is running.

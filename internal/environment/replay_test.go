@@ -81,7 +81,8 @@ func TestADeletionWaitsForAnEventThatACopyMustContain(t *testing.T) {
 			at{stg, created("stg", "dev")},
 			at{dev, deleted()})
 		s.Start()
-		s.Await("the rename waiting", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'waiting' AND first_failed_at IS NOT NULL`))
+		s.Await("the rename waiting", s.has(`SELECT 1 FROM {copy_items} JOIN {outbox} ON sequence = copy_sequence
+			WHERE event_id = ? AND copy_items.state = 'waiting' AND first_failed_at IS NOT NULL`, ids[1]))
 		s.Await("the deletion waiting", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND next_attempt_at IS NOT NULL`, ids[4]))
 		s.ends(ids, "available", "completed done", "available", "completed done", "available")
 		s.aMinutePasses()
@@ -134,6 +135,27 @@ func TestAReplayedEventWaitsForTheCopyThatItWentPast(t *testing.T) {
 		if row := s.prod.In("dev").Ledger("m1"); row == nil || row.Key == nil || *row.Key != directory("dev")+"b.txt" {
 			t.Errorf("the ledger has %+v", row)
 		}
+	})
+}
+
+// The snapshot was taken while the event was dead: it has the media as it was before.
+func TestAReplayedEventDoesNotGoPastACopyThatALaterSnapshotAwaits(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		id, mend := s.wentPast("b.txt")
+		s.publish(at{s.prod.In("test"), created("test", "dev")})
+		s.Work()
+		mend()
+		s.retry(id)
+		s.Work()
+		s.ends([]string{id}, "available")
+		s.resume(s.prod)
+		s.Work()
+		s.ends([]string{id}, "completed done")
+		s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "b.txt": "of dev", directory("test") + "a.txt": "one"})
+		s.copied("test", "complete", 1, nil)
+		s.nothingRefused()
 	})
 }
 

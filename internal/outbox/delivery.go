@@ -37,9 +37,9 @@ type Verdict struct {
 	Delay   time.Duration
 	// Behind are resources that order the event from now on, besides its own.
 	Behind []string
-	// WaitsFor goes with Defer: the sequence of the event, or of the copy, that the
-	// event waits for; 0 where it only waits for time to pass.
-	WaitsFor int64
+	// WaitsFor and WaitsForCopy go with Defer: the sequence of the event, or that of
+	// the copy, for which the event waits; 0 where it only waits for time to pass.
+	WaitsFor, WaitsForCopy int64
 	// Refused goes with Die: the event was never handled.
 	Refused bool
 	// Failure is nil where nothing went wrong. Denied tells that the customer's
@@ -71,10 +71,10 @@ type Wait struct {
 	// didn't before: resources, as they stand in the outbox.
 	For    time.Duration
 	Behind []string
-	// On is the sequence of the event, or of the copy, that is waited for, where
-	// there is one: while that can't go on, the worker is idle.
-	On     int64
-	Reason string
+	// On is the sequence of the event that is waited for, OnCopy that of the copy,
+	// where there is one: while that can't go on, the worker is idle.
+	On, OnCopy int64
+	Reason     string
 }
 
 func (w *Wait) Error() string { return w.Reason }

@@ -91,6 +91,12 @@ func (s *Store) Prune(ctx context.Context, retention time.Duration, after int64)
 	return *last, deleted, err
 }
 
+// waitingFor tells of an event e that what it was put off for isn't over.
+const waitingFor = `(EXISTS (SELECT 1 FROM {outbox} w
+		WHERE w.sequence IN (e.waits_for, e.waits_for_copy) AND w.finished_at IS NULL)
+	OR EXISTS (SELECT 1 FROM {copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
+		WHERE i.copy_sequence = e.waits_for_copy AND i.state IN ('owed', 'waiting') AND c.state = 'active'))`
+
 // Idle tells whether nothing is left that would run by itself soon: no event
 // is available or running in a lane that isn't held, and no copy is due or being
 // made. Retries in the future, of events and of copies, don't count, nor what waits
@@ -100,14 +106,10 @@ func (s *Store) Idle(ctx context.Context) (bool, error) {
 	if err := s.db.GetContext(ctx, &busy, s.db.SQL(`
 		SELECT EXISTS (SELECT 1 FROM {outbox} e LEFT JOIN {lanes} l
 			ON l.service_id = e.service_id AND l.environment_id = e.environment_id
-			WHERE `+Readable+` AND NOT coalesce(l.held, false))
-		OR EXISTS (SELECT 1 FROM {lanes} WHERE leased_by IS NOT NULL)
+			WHERE `+Readable+` AND NOT coalesce(l.held, false) AND NOT `+waitingFor+`)
 		OR EXISTS (SELECT 1 FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
 			WHERE e.next_attempt_at IS NOT NULL AND NOT l.held
-			AND (e.next_attempt_at <= {now} OR e.state = 'available'
-				AND NOT EXISTS (SELECT 1 FROM {outbox} w WHERE w.sequence = e.waits_for AND w.finished_at IS NULL)
-				AND NOT EXISTS (SELECT 1 FROM {copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
-					WHERE i.copy_sequence = e.waits_for AND i.state IN ('owed', 'waiting') AND c.state = 'active')))
+			AND (e.next_attempt_at <= {now} OR e.state = 'available') AND NOT `+waitingFor+`)
 		OR EXISTS (SELECT 1 FROM {copies} WHERE state = 'pending')
 		OR EXISTS (SELECT 1 FROM {copy_items} i JOIN {copies} c ON c.sequence = i.copy_sequence
 			JOIN {lanes} l ON l.lane_id = i.target_lane

@@ -103,6 +103,35 @@ func TestAnAttemptThatIsOverWritesNothing(t *testing.T) {
 	}
 }
 
+// A worker marks what it runs from its memory. An event that was put behind another
+// meanwhile keeps what orders it, and lets go of it in the end.
+func TestAnEventThatWasPutBehindAnotherIsNotWrittenAsItWas(t *testing.T) {
+	for how, write := range map[string]func(w *world, lane outbox.Lane, e, next *outbox.Event){
+		"marked as running": func(w *world, lane outbox.Lane, e, _ *outbox.Event) {
+			if err := w.store.MarkRunning(w.t.Context(), []outbox.Holding{holdingOf(lane)}, []*outbox.Event{e}); err != nil {
+				w.t.Fatal(err)
+			}
+		},
+		"made to hold": func(w *world, lane outbox.Lane, e, next *outbox.Event) { w.park(lane, []*outbox.Event{e}, next) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			each(t, func(w *world) {
+				list := w.publish("s", touch("a"), touch("b"))
+				lane := w.claimOne("w")
+				first, next := w.event(lane.LaneID, list[0]), w.event(lane.LaneID, list[1])
+				w.settleEvent(lane, first, outbox.Verdict{Kind: outbox.Defer, Behind: []string{outbox.MediaResource("b")}})
+				write(w, lane, first, next)
+				if again := w.event(lane.LaneID, list[0]); !again.Shares(outbox.MediaResource("b")) {
+					w.t.Errorf("it is ordered by %s", again.Resources)
+				}
+				w.park(lane, nil, next)
+				w.settle(lane, list[0], done)
+				w.settle(lane, list[1], done)
+			})
+		})
+	}
+}
+
 // An event may end before it is put behind another.
 func TestAnEndedEventIsNotParked(t *testing.T) {
 	each(t, func(w *world) {

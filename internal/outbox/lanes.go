@@ -290,8 +290,8 @@ func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event
 			UPDATE {outbox} AS e SET state = 'running', lane_id = v.lane_id, media_id = v.media_id, version = v.version,
 				resources = v.resources
 			FROM {rows v(`+describedColumns+`)} WHERE e.sequence = v.sequence AND e.sequence `+s.db.In(`
-				SELECT e.sequence FROM {outbox} e JOIN {rows v(sequence bigint, recorded_count integer)}
-				ON e.sequence = v.sequence AND e.recorded_count = v.recorded_count
+				SELECT e.sequence FROM {outbox} e JOIN {rows v(sequence bigint, recorded_count integer, wait_count integer)}
+				ON e.sequence = v.sequence AND `+asRead+`
 				WHERE `+database.Unplanned(`e.state = 'available' AND NOT e.parked`)+` `+
 			s.skipLocked("e"))), encoded, encoded)
 		return err
@@ -302,7 +302,8 @@ func (s *Store) MarkRunning(ctx context.Context, held []Holding, events []*Event
 	return nil
 }
 
-// described is what a worker knows of an event from its payload, for its row.
+// described is what a worker knows of an event from its payload, for its row, and
+// how often the event was settled when the worker read it.
 type described struct {
 	Sequence  int64   `json:"sequence"`
 	LaneID    int64   `json:"lane_id"`
@@ -310,14 +311,21 @@ type described struct {
 	Version   *int64  `json:"version"`
 	Resources string  `json:"resources"`
 	Recorded  int     `json:"recorded_count"`
+	Waited    int     `json:"wait_count"`
 }
 
-const describedColumns = `sequence bigint, lane_id bigint, media_id text, version bigint, resources text, recorded_count integer`
+const (
+	describedColumns = `sequence bigint, lane_id bigint, media_id text, version bigint, resources text,
+		recorded_count integer, wait_count integer`
+	// asRead tells of an event e and a described v that nobody has settled the event
+	// since it was read: each attempt that doesn't end it raises one of the counts.
+	asRead = `e.recorded_count = v.recorded_count AND e.wait_count = v.wait_count`
+)
 
 func describedRows(events []*Event) []described {
 	list := make([]described, len(events))
 	for i, e := range events {
-		list[i] = described{e.Sequence, e.LaneID, e.MediaID, e.Version, e.Resources, e.RecordedCount}
+		list[i] = described{e.Sequence, e.LaneID, e.MediaID, e.Version, e.Resources, e.RecordedCount, e.WaitCount}
 	}
 	return list
 }

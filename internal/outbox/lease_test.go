@@ -187,7 +187,7 @@ func TestALockedLaneDoesNotKeepOthersFromBeingRenewed(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), w.db.SQL(`SELECT 1 FROM {lanes} WHERE lane_id = $1 FOR UPDATE`), locked); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := contextWithTimeout(t, 300*time.Millisecond)
+	ctx, cancel := contextWithTimeout(t, 3*time.Second)
 	defer cancel()
 	kept, lost, err := w.store.Renew(ctx, held, lease)
 	if err == nil || !kept[free] || kept[locked] || len(lost) > 0 {

@@ -91,6 +91,8 @@ type Event struct {
 	DeniedAt      *int64 `db:"denied_at"`
 	DeniedCount   int    `db:"denied_count"`
 	LapseCount    int    `db:"lapse_count"`
+	// WaitCount is how many times in a row the event was put off.
+	WaitCount int `db:"wait_count"`
 	// Copying tells that a copy from or into the event's environment isn't
 	// ended: one that the event must see was there when it was read.
 	Copying bool `db:"copying"`
@@ -104,7 +106,7 @@ type Event struct {
 // eventColumns are of an event e.
 const eventColumns = `e.sequence, CAST(e.event_id AS text) AS event_id, e.type, e.service_id, e.environment_id, e.data,
 	e.metadata, e.created_at, e.media_id, e.version, coalesce(e.resources, '') AS resources, e.holding, e.attempt_count,
-	e.recorded_count, e.failure_count, e.denied_at, e.denied_count, e.lapse_count`
+	e.recorded_count, e.failure_count, e.denied_at, e.denied_count, e.lapse_count, e.wait_count`
 
 // describe reads off the payload what a lane must know of the event: its media,
 // its version, and what orders it. Of an event that can't be understood, that

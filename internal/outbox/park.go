@@ -127,7 +127,7 @@ func (s *Store) startHolding(ctx context.Context, tx *sqlx.Tx, list []*Event, pa
 	}
 	result, err := tx.ExecContext(ctx, s.db.SQL(`
 		UPDATE {outbox} AS e SET `+set+`, lane_id = v.lane_id, media_id = v.media_id, version = v.version, resources = v.resources
-		FROM {rows v(`+describedColumns+`)} WHERE e.sequence = v.sequence AND `+database.Unplanned(Readable)), encoded)
+		FROM {rows v(`+describedColumns+`)} WHERE e.sequence = v.sequence AND `+asRead+` AND `+database.Unplanned(Readable)), encoded)
 	if err != nil {
 		return false, err
 	}
@@ -176,11 +176,9 @@ func (s *Store) waits(ctx context.Context, tx *sqlx.Tx, e *Event) (bool, error) 
 // then. All that is parked in a lane may have waited for an event that concerns
 // the whole environment.
 func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error {
-	var freed []hold
 	lanes := make(map[int64]bool)
 	var everything []int64
 	for _, e := range ended {
-		freed = append(freed, holdsOf(e)...)
 		lanes[e.LaneID] = true
 		if e.Shares(Everything) {
 			everything = append(everything, e.LaneID)
@@ -190,7 +188,9 @@ func (s *Store) release(ctx context.Context, tx *sqlx.Tx, ended []*Event) error 
 	if err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, s.db.SQL(`DELETE FROM {holds} WHERE sequence {in_ids}`), ids); err != nil {
+	var freed []hold
+	if err := tx.SelectContext(ctx, &freed, s.db.SQL(`
+		DELETE FROM {holds} WHERE sequence {in_ids} RETURNING lane_id, resource, sequence`), ids); err != nil {
 		return err
 	}
 	requeue := `UPDATE {outbox} SET parked = false, requeued = true

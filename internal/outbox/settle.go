@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -186,12 +187,14 @@ func (s *Store) complete(ctx context.Context, tx *sqlx.Tx, plain []*Settlement, 
 		LaneID   int64   `json:"lane_id"`
 		MediaID  *string `json:"media_id"`
 		Version  *int64  `json:"version"`
+		Recorded int     `json:"recorded_count"`
+		Waited   int     `json:"wait_count"`
 	}
 	list := make([]completed, len(plain))
 	for i, st := range plain {
 		list[i] = completed{
 			st.Event.Sequence, st.Outcome, st.Started.UnixMicro(), st.Duration.Microseconds(), st.Worker,
-			st.Event.LaneID, st.Event.MediaID, st.Event.Version,
+			st.Event.LaneID, st.Event.MediaID, st.Event.Version, st.Event.RecordedCount, st.Event.WaitCount,
 		}
 	}
 	return s.settled(ctx, tx, `
@@ -200,8 +203,8 @@ func (s *Store) complete(ctx context.Context, tx *sqlx.Tx, plain []*Settlement, 
 			finished_at = {now}, requeued = false, holding = false,
 			lane_id = v.lane_id, media_id = v.media_id, version = v.version
 		FROM {rows v(sequence bigint, outcome text, started_at bigint, duration_us bigint, worker text,
-			lane_id bigint, media_id text, version bigint)}
-		WHERE e.sequence = v.sequence AND e.finished_at IS NULL AND e.recorded_count = 0
+			lane_id bigint, media_id text, version bigint, recorded_count integer, wait_count integer)}
+		WHERE e.sequence = v.sequence AND e.finished_at IS NULL AND `+asRead+`
 		RETURNING {returned_e}sequence`, list, written)
 }
 
@@ -237,7 +240,9 @@ type update struct {
 	Alone      bool    `json:"alone"`
 	Denials    int     `json:"denied_count"`
 	Lapses     int     `json:"lapse_count"`
+	Waits      int     `json:"waits"`
 	WaitsFor   *int64  `json:"waits_for"`
+	ForCopy    *int64  `json:"waits_for_copy"`
 	Number     int     `json:"number"`
 	Started    int64   `json:"started_at"`
 	Duration   int64   `json:"duration_us"`
@@ -274,14 +279,16 @@ func (s *Store) update(ctx context.Context, tx *sqlx.Tx, others []*Settlement, w
 			next_attempt_at = {now} + v.delay, parked = v.parked, requeued = v.requeued, holding = v.holding,
 			finished_at = CASE WHEN v.finished THEN {now} END,
 			denied_at = CASE WHEN v.denied THEN {now} WHEN v.alone THEN e.denied_at END, denied_count = v.denied_count,
-			lapse_count = v.lapse_count, waits_for = v.waits_for,
+			lapse_count = v.lapse_count, wait_count = v.waits, waits_for = v.waits_for,
+			waits_for_copy = v.waits_for_copy,
 			lane_id = v.lane_id, media_id = v.media_id, version = v.version, resources = v.resources,
 			error_class = v.error_class, error_code = v.error_code, error = v.error
 		FROM {rows v(`+describedColumns+`, state text, outcome text, attempt_count integer, recorded_to integer,
 			failure_count integer, delay bigint, parked boolean, requeued boolean, holding boolean,
-			finished boolean, denied boolean, alone boolean, denied_count integer, lapse_count integer, waits_for bigint,
+			finished boolean, denied boolean, alone boolean, denied_count integer, lapse_count integer,
+			waits integer, waits_for bigint, waits_for_copy bigint,
 			error_class text, error_code text, error text)}
-		WHERE e.sequence = v.sequence AND e.finished_at IS NULL AND e.recorded_count = v.recorded_count
+		WHERE e.sequence = v.sequence AND e.finished_at IS NULL AND `+asRead+`
 		RETURNING {returned_e}sequence`, updates, written); err != nil {
 		return fmt.Errorf("update events: %w", err)
 	}
@@ -345,16 +352,38 @@ func newUpdate(st *Settlement) update {
 	case Retry:
 		u.State, u.Attempts, u.Failures = Retryable, e.AttemptCount+1, e.FailureCount+1
 	case Defer:
-		u.RecordedTo = e.RecordedCount
+		u.RecordedTo, u.Waits = e.RecordedCount, e.WaitCount+1
 		if st.WaitsFor != 0 {
 			u.WaitsFor = &st.WaitsFor
+		}
+		if st.WaitsForCopy != 0 {
+			u.ForCopy = &st.WaitsForCopy
 		}
 	case Yield:
 	}
 	u.Holding, u.Requeued = !u.Finished, !u.Finished
 	if st.waits() {
 		delay := st.Delay.Microseconds()
+		if st.Kind == Defer {
+			delay = waitFor(st.Delay, e.WaitCount).Microseconds()
+		}
 		u.Delay, u.Parked, u.Requeued = &delay, true, false
 	}
 	return u
+}
+
+// longestWait bounds how long an event that was put off is left alone.
+const longestWait = 5 * time.Second
+
+// waitFor is the delay of an event that was put off so many times before. It grows
+// by a quarter each time: an event that waits for long costs little, and starts at
+// most a quarter later than it could.
+func waitFor(delay time.Duration, before int) time.Duration {
+	for range before {
+		if delay >= longestWait {
+			break
+		}
+		delay = min(delay+delay/4, longestWait)
+	}
+	return delay
 }

@@ -18,6 +18,9 @@ CREATE INDEX outbox_environments ON {schema}.outbox (sequence)
 -- What an event that was put off waits for: the sequence of another event, or of
 -- the EnvironmentCreated whose copy comes first.
 ALTER TABLE {schema}.outbox ADD COLUMN waits_for bigint;
+ALTER TABLE {schema}.outbox ADD COLUMN waits_for_copy bigint;
+-- How many times in a row it was put off.
+ALTER TABLE {schema}.outbox ADD COLUMN wait_count integer NOT NULL DEFAULT 0;
 
 -- A worker remembers what it has seen: lanes need not.
 ALTER TABLE {schema}.lanes DROP COLUMN last_sequence;
@@ -103,7 +106,7 @@ ALTER TABLE {schema}.lanes ADD COLUMN last_sequence bigint NOT NULL DEFAULT 0;
 -- Whatever an older program had not assigned yet, it finds again; what stands in a
 -- lane, it reads again.
 UPDATE {schema}.outbox SET requeued = true WHERE lane_id IS NOT NULL AND state IN ('available', 'running') AND NOT parked;
-ALTER TABLE {schema}.outbox DROP COLUMN waits_for;
+ALTER TABLE {schema}.outbox DROP COLUMN waits_for, DROP COLUMN waits_for_copy, DROP COLUMN wait_count;
 DROP INDEX {schema}.outbox_environments, {schema}.outbox_parked, {schema}.outbox_lane;
 CREATE INDEX outbox_unassigned ON {schema}.outbox (sequence) WHERE lane_id IS NULL;
 CREATE INDEX outbox_window ON {schema}.outbox (lane_id, sequence)

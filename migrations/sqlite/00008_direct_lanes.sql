@@ -17,6 +17,9 @@ CREATE INDEX outbox_environments ON outbox (sequence)
 -- What an event that was put off waits for: the sequence of another event, or of
 -- the EnvironmentCreated whose copy comes first.
 ALTER TABLE outbox ADD COLUMN waits_for INTEGER;
+ALTER TABLE outbox ADD COLUMN waits_for_copy INTEGER;
+-- How many times in a row it was put off.
+ALTER TABLE outbox ADD COLUMN wait_count INTEGER NOT NULL DEFAULT 0;
 
 -- A worker remembers what it has seen: lanes need not.
 ALTER TABLE lanes DROP COLUMN last_sequence;
@@ -74,6 +77,8 @@ ALTER TABLE lanes ADD COLUMN emptying_sequence INTEGER;
 ALTER TABLE lanes ADD COLUMN last_sequence INTEGER NOT NULL DEFAULT 0;
 UPDATE outbox SET requeued = true WHERE lane_id IS NOT NULL AND state IN ('available', 'running') AND NOT parked;
 ALTER TABLE outbox DROP COLUMN waits_for;
+ALTER TABLE outbox DROP COLUMN waits_for_copy;
+ALTER TABLE outbox DROP COLUMN wait_count;
 DROP INDEX outbox_environments;
 DROP INDEX outbox_parked;
 DROP INDEX outbox_lane;
