@@ -180,6 +180,40 @@ func TestUploadIntoANewEnvironmentRunsAtOnce(t *testing.T) {
 	})
 }
 
+// It may wait for long, and may die in the end.
+func TestAnUploadThatWaitsForANameGoesPastNoCopy(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "x.txt", "two"))
+		s.Work()
+		s.pause(s.prod)
+		s.slowRetries()
+		broken := s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "a.txt", Status: 500, Code: "InternalError"})
+		ids := s.publish(at{s.prod, s.Rename("m2", "x.txt", "y.txt")}, at{dev, created("dev", "")}, at{dev, s.Upload("m1", "y.txt", "of dev")})
+		stop := s.Start()
+		s.Await("the copy to be tried again later", s.has(`SELECT 1 FROM {copy_items} WHERE media_id = 'm1' AND failure_count = 1`))
+		var before int
+		s.get(&before, `SELECT wait_count FROM {outbox} WHERE event_id = ?`, ids[2])
+		s.Await("the upload waiting", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND wait_count > ?`, ids[2], before+1))
+		stop()
+		s.ends(ids[1:], "completed done", "available")
+		broken.Remove()
+		s.exec(`UPDATE {copy_items} SET next_attempt_at = 0`)
+		s.Work()
+		s.copied("dev", "running", 1, nil)
+		s.holds(map[string]string{"media/a.txt": "one", "media/x.txt": "two", directory("dev") + "a.txt": "one"})
+		s.resume(s.prod)
+		s.Work()
+		s.ends(ids, "completed done", "completed done", "dead key_taken")
+		s.holds(map[string]string{"media/a.txt": "one", "media/y.txt": "two",
+			directory("dev") + "a.txt": "one", directory("dev") + "y.txt": "two"})
+		s.copied("dev", "complete", 2, nil)
+		s.nothingRefused()
+	})
+}
+
 func TestRenameInTheTargetWaitsForAMediaThatIsYetToJoin(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
