@@ -32,8 +32,8 @@ var inLane = regexp.MustCompile(`\{in_lane ([a-z_]+) ([a-z_]+)\}`)
 // is that of the row of an alias i: xmin, the transaction that wrote it, on
 // PostgreSQL (https://www.postgresql.org/docs/current/ddl-system-columns.html);
 // SQLite has none, and 0 stands for that. {returned_e} stands before a column of the
-// changed table e after RETURNING, where SQLite takes no name. CAST, not "::", so that sqlx.Named may
-// come before or after.
+// changed table e after RETURNING, where SQLite takes no name. CAST, not "::", so that
+// sqlx.Named may come before or after.
 var fragments = map[Dialect]map[string]string{
 	PostgreSQL: {
 		"{now}":               `(SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint))`,

@@ -78,7 +78,7 @@ func (s *Store) awaitSource(ctx context.Context, tx *sqlx.Tx, sourceLane, before
 		SELECT coalesce((SELECT max(c.sequence) FROM {copies} c JOIN {outbox} e ON e.sequence = c.sequence
 			JOIN {lanes} l ON l.lane_id = c.target_lane
 			WHERE c.target_lane = ? AND c.sequence < ? AND c.state IN ('pending', 'planned') AND NOT l.held
-			AND e.state IN ('available', 'running', 'retryable')), 0)`), sourceLane, before); err != nil {
+			AND `+outbox.Unfinished+`), 0)`), sourceLane, before); err != nil {
 		return err
 	}
 	if creation != 0 {

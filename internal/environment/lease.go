@@ -7,6 +7,7 @@ import (
 
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
 // leasing is what every lease of an item does. A lease that lapsed, rather
@@ -15,8 +16,7 @@ const leasing = `UPDATE {copy_items} SET lease_token = lease_token + 1, leased_u
 	may_have_written = (may_have_written OR leased_until IS NOT NULL)`
 
 // overtaken holds for an item that an unfinished event went past.
-const overtaken = `EXISTS (SELECT 1 FROM {outbox} p WHERE p.sequence = overtaken_by
-	AND p.state IN ('available', 'running', 'retryable'))`
+const overtaken = `EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = overtaken_by AND ` + outbox.Unfinished + `)`
 
 var errLeaseLost = errors.New("the lease of a copy's item was lost")
 

@@ -18,8 +18,9 @@ const (
 	// copyFirstFor is how long the source waits at most for a copy that fails,
 	// or can't begin, for a while.
 	copyFirstFor = time.Minute
-	// runningFor is how long anybody waits at most for what goes on: a copy that begins
-	// in its turn, an event of the source that runs.
+	// runningFor is how long an event waits at most for an event that runs, and for a
+	// copy that begins in its turn. One that has only not started yet is waited for
+	// without a limit.
 	runningFor = 10 * time.Minute
 	// lookAgain is when an event that waits for another worker's copy is
 	// started again.

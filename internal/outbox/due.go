@@ -115,8 +115,7 @@ func (s *Store) Idle(ctx context.Context) (bool, error) {
 			JOIN {lanes} l ON l.lane_id = i.target_lane
 			WHERE i.state = 'owed' AND c.state = 'active'
 			AND (i.leased_until >= {now} OR i.next_attempt_at <= {now} AND NOT l.held AND NOT EXISTS (
-				SELECT 1 FROM {outbox} e WHERE e.sequence = i.overtaken_by
-				AND e.state IN ('available', 'running', 'retryable'))))`)); err != nil {
+				SELECT 1 FROM {outbox} e WHERE e.sequence = i.overtaken_by AND `+Unfinished+`)))`)); err != nil {
 		return false, fmt.Errorf("look whether the outbox is idle: %w", err)
 	}
 	return !busy, nil

@@ -107,12 +107,10 @@ type Holding struct {
 
 // Status is what a holder must know of its lane before it reads on.
 type Status struct {
-	LaneID int64 `db:"lane_id"`
-	Token  int64 `db:"lease_token"`
-	Wake   int64 `db:"wake"`
-	Held   bool  `db:"held"`
-	// Gated tells that events wait for a snapshot: they can't be read before.
-	Gated           bool  `db:"gated"`
+	LaneID          int64 `db:"lane_id"`
+	Token           int64 `db:"lease_token"`
+	Wake            int64 `db:"wake"`
+	Held            bool  `db:"held"`
 	DeletedSequence int64 `db:"deleted_sequence"`
 	TaintedTo       int64 `db:"tainted_to"`
 	// Holds tells that parked events hold others back.
@@ -259,7 +257,7 @@ func (s *Store) Statuses(ctx context.Context, lanes []int64) ([]Status, error) {
 	// EXISTS might be planned as a hash of all holds, while they are few.
 	var found []Status
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT lane_id, lease_token, wake, held, gate_sequence IS NOT NULL AS gated, deleted_sequence, tainted_to,
+		SELECT lane_id, lease_token, wake, held, deleted_sequence, tainted_to,
 			coalesce((SELECT true FROM {holds} h WHERE h.lane_id = l.lane_id LIMIT 1), false) AS holds
 		FROM {lanes} l WHERE lane_id {in_ids}`), ids); err != nil {
 		return nil, fmt.Errorf("look at held lanes: %w", err)
