@@ -73,8 +73,9 @@ func TestDeletionCancelsNothingWhileSomebodyIsAtWorkOnACopy(t *testing.T) {
 				}})
 				hang := s.AWS.Inject(hanging(awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "b.txt"}))
 				s.Start()
-				ids := s.publish(at{dev, created("dev", "")}, at{dev, upload(s)})
+				ids := s.publish(at{dev, created("dev", "")})
 				s.Await("the copies", func() bool { return hang.Hits() > 0 && s.effects("s3:CopyObject", directory("dev")+"a.txt") == 1 })
+				ids = append(ids, s.publish(at{dev, upload(s)})...)
 				s.Await("an event that waits", func() bool { return s.startAgain(ids[1], "{now} + 3600000000") })
 
 				ids = append(ids, dev.Publish(deleted()))
