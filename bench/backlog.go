@@ -19,6 +19,7 @@ import (
 	"github.com/ownbucket/ownbucket/internal/integration"
 	"github.com/ownbucket/ownbucket/internal/ledger"
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/subscriber"
 )
 
 func backlogScenarios() []scenario {
@@ -173,14 +174,14 @@ func settleWith(ctx context.Context, db *database.DB, url string, verdict func(*
 	}
 	defer func() { err = errors.Join(err, own.Close()) }()
 	recorder := environments.New(own, ledger.New(own), integration.New(own), nil, environments.Options{})
-	subscriber, err := outbox.NewSubscriber(outbox.New(own, recorder), outbox.Config{
+	s, err := subscriber.New(outbox.New(own, recorder), subscriber.Config{
 		Worker: "bench", Concurrency: slots, LaneConcurrency: slots, Lease: 30 * time.Second,
 		Poll: 50 * time.Millisecond, Grace: 10 * time.Second, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err
 	}
-	messages, err := subscriber.Subscribe(ctx, events.MediaUploadedType)
+	messages, err := s.Subscribe(ctx, events.MediaUploadedType)
 	if err != nil {
 		return err
 	}
@@ -195,7 +196,7 @@ func settleWith(ctx context.Context, db *database.DB, url string, verdict func(*
 		}
 	})
 	ended := make(chan error, 1)
-	go func() { ended <- errors.Join(subscriber.Run(running), subscriber.Close()) }()
+	go func() { ended <- errors.Join(s.Run(running), s.Close()) }()
 
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()

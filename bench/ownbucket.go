@@ -22,6 +22,7 @@ import (
 	"github.com/ownbucket/ownbucket/internal/integration"
 	"github.com/ownbucket/ownbucket/internal/ledger"
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/subscriber"
 )
 
 // ownbucket is our outbox with its subscriber and router, as package worker
@@ -93,7 +94,7 @@ func consumeOutbox(ctx context.Context, url string, handle func(mediaID string),
 	logger := slog.New(slog.DiscardHandler)
 	recorder := environments.New(db, ledger.New(db), integration.New(db), buckets, environments.Options{})
 	store := outbox.New(db, counting{recorder, done})
-	subscriber, err := outbox.NewSubscriber(store, outbox.Config{
+	s, err := subscriber.New(store, subscriber.Config{
 		Worker: "bench-" + strconv.Itoa(os.Getpid()), Concurrency: slots, LaneConcurrency: slots, Lease: 30 * time.Second,
 		Poll: 50 * time.Millisecond, Grace: 10 * time.Second, Logger: logger,
 	})
@@ -105,7 +106,7 @@ func consumeOutbox(ctx context.Context, url string, handle func(mediaID string),
 		return fmt.Errorf("make the router: %w", err)
 	}
 	router.AddMiddleware(settle, middleware.Recoverer)
-	router.AddConsumerHandler(events.MediaDeletedType, events.MediaDeletedType, subscriber, func(msg *message.Message) error {
+	router.AddConsumerHandler(events.MediaDeletedType, events.MediaDeletedType, s, func(msg *message.Message) error {
 		ctx, cancel := context.WithTimeout(msg.Context(), 10*time.Minute)
 		defer cancel()
 		d, _ := outbox.DeliveryFrom(ctx)
@@ -129,9 +130,9 @@ func consumeOutbox(ctx context.Context, url string, handle func(mediaID string),
 	listened := make(chan struct{})
 	go func() {
 		defer close(listened)
-		store.Listen(ctx, url, subscriber.Wake, logger)
+		s.Listen(ctx, url, db.Schema)
 	}()
-	err = subscriber.Run(ctx)
+	err = s.Run(ctx)
 	<-listened
 	return errors.Join(err, router.Close(), <-routed)
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/ownbucket/ownbucket/internal/ledger"
 	"github.com/ownbucket/ownbucket/internal/media"
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/subscriber"
 )
 
 // Config says how a worker runs. The zero value of each field but DB and AWS
@@ -119,7 +120,7 @@ type Worker struct {
 	environments *environment.Store
 	buckets      *bucket.Pool
 	handlers     *handlers.Handlers
-	subscriber   *outbox.Subscriber
+	subscriber   *subscriber.Subscriber
 	observe      *observer
 	backoff      func(failures int) time.Duration
 }
@@ -158,7 +159,7 @@ func New(_ context.Context, config Config) (*Worker, error) {
 	if w.observe, err = newObserver(config.Logger); err != nil {
 		return nil, err
 	}
-	w.subscriber, err = outbox.NewSubscriber(w.outbox, outbox.Config{
+	w.subscriber, err = subscriber.New(w.outbox, subscriber.Config{
 		Worker: config.Name, Concurrency: config.Concurrency, LaneConcurrency: config.IntegrationConcurrency,
 		Lease: config.LeaseDuration, Poll: config.Poll, Grace: config.Grace, Logger: config.Logger,
 		Created: w.environments.Wake, Failed: w.unsettled,
@@ -214,7 +215,7 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	loops.Go(func() { w.probeLoop(ctx) })
 	loops.Go(func() { w.pruneLoop(ctx) })
 	if w.config.DB.Dialect == database.PostgreSQL && w.config.DatabaseURL != "" {
-		loops.Go(func() { w.outbox.Listen(ctx, w.config.DatabaseURL, w.subscriber.Wake, w.config.Logger) })
+		loops.Go(func() { w.subscriber.Listen(ctx, w.config.DatabaseURL, w.config.DB.Schema) })
 	}
 	err = w.subscriber.Run(ctx)
 	loops.Wait()

@@ -50,7 +50,7 @@ func (s *Store) Discard(ctx context.Context, filter Filter, action Action) (Coun
 
 type candidate struct {
 	sequence int64
-	environment
+	Environment
 	takes bool
 }
 
@@ -101,7 +101,7 @@ func (s *Store) candidates(ctx context.Context, filter Filter, takes string, aft
 		f := &found[i]
 		last = f.Sequence
 		if filter.hasMedia(&f.Event) {
-			list = append(list, candidate{f.Sequence, environment{f.ServiceID, f.EnvironmentID}, f.Takes})
+			list = append(list, candidate{f.Sequence, Environment{f.ServiceID, f.EnvironmentID}, f.Takes})
 		}
 	}
 	return list, last, err
@@ -112,12 +112,12 @@ func (s *Store) candidates(ctx context.Context, filter Filter, takes string, aft
 func (s *Store) change(ctx context.Context, name string, action Action, takes string, found []candidate,
 	change func(context.Context, *sqlx.Tx, []*Event) error) (changed int64, err error) {
 	var sequences []int64
-	var lanes []environment
+	var lanes []Environment
 	for _, c := range found {
 		if c.takes {
 			sequences = append(sequences, c.sequence)
-			if c.lane() {
-				lanes = append(lanes, c.environment)
+			if c.HasLane() {
+				lanes = append(lanes, c.Environment)
 			}
 		}
 	}
@@ -167,7 +167,7 @@ func (s *Store) change(ctx context.Context, name string, action Action, takes st
 	return changed, err
 }
 
-func sortedIDs(lanes map[environment]int64) []int64 { return slices.Sorted(maps.Values(lanes)) }
+func sortedIDs(lanes map[Environment]int64) []int64 { return slices.Sorted(maps.Values(lanes)) }
 
 // retry lets events run again. Their resources keep them in order, also where they
 // were never written: an event that died without being handled.

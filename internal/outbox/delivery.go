@@ -25,7 +25,10 @@ type Delivery struct {
 	Token   int64
 	Started time.Time
 
-	lane    *lane
+	// Alive tells whether the lease is good for another call; nil where nothing
+	// ends it.
+	Alive func() bool
+
 	verdict *Verdict
 }
 
@@ -53,10 +56,13 @@ type Verdict struct {
 // makes it so. Without it, an acknowledged message is an interrupted attempt.
 func (d *Delivery) Settle(v Verdict) { d.verdict = &v }
 
+// Verdict is what the handler settled on; nil where it came to nothing.
+func (d *Delivery) Verdict() *Verdict { return d.verdict }
+
 // Guard fails once the lease may end before a call would: nothing may be sent
 // to the bucket any more.
 func (d *Delivery) Guard() error {
-	if d.lane == nil || d.lane.alive(time.Now()) {
+	if d.Alive == nil || d.Alive() {
 		return nil
 	}
 	return failure.New(failure.Interrupted, failure.Canceled,

@@ -16,31 +16,31 @@ import (
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
-// environment names a lane.
-type environment struct {
+// Environment names a lane.
+type Environment struct {
 	ServiceID     string `db:"service_id" json:"service_id"`
 	EnvironmentID string `db:"environment_id" json:"environment_id"`
 }
 
-// longestName is more than any valid service or environment ID has, in bytes, and
+// LongestName is more than any valid service or environment ID has, in bytes, and
 // two of them fit into an entry of PostgreSQL's indexes.
-const longestName = 1024
+const LongestName = 1024
 
-// lane tells whether a lane can have that name. Whatever else a publisher wrote
+// HasLane tells whether a lane can have that name. Whatever else a publisher wrote
 // into the columns, no valid event has it.
-func (e environment) lane() bool {
+func (e Environment) HasLane() bool {
 	for _, name := range []string{e.ServiceID, e.EnvironmentID} {
-		if len(name) > longestName || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
+		if len(name) > LongestName || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
 			return false
 		}
 	}
 	return true
 }
 
-// seen is an event as the feed sees it.
-type seen struct {
+// Seen is an event as a look sees it.
+type Seen struct {
 	Sequence int64 `db:"sequence"`
-	environment
+	Environment
 	// Open tells that it is to be read.
 	Open bool `db:"open"`
 	// Creates tells of an EnvironmentCreated.
@@ -49,30 +49,35 @@ type seen struct {
 	Wanted bool `db:"wanted"`
 }
 
-// feedMost bounds the events that one look sees.
-const feedMost = 4096
+// Gap is a range of sequences in which events may still become visible.
+type Gap struct {
+	From int64 `json:"from_sequence"`
+	To   int64 `json:"to_sequence"`
+}
 
-// begin returns a log of all that is visible: what comes later is seen by looks.
-// What is visible now must be looked for by Scan.
-func (s *Store) begin(ctx context.Context) (*seenLog, error) {
-	log := &seenLog{}
+// LookMost bounds the events that one look sees.
+const LookMost = 4096
+
+// Begin returns the sequence above which looks see what is published, and the
+// transactions that may yet publish at or below it. What is visible now must be
+// looked for by Scan.
+func (s *Store) Begin(ctx context.Context) (high int64, open []string, err error) {
 	query := `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {outbox_sequence_seq}`
 	if s.db.Dialect == database.SQLite {
 		query = `SELECT coalesce(max(sequence), 0) FROM {outbox}`
 	}
-	if err := s.db.GetContext(ctx, &log.high, s.db.SQL(query)); err != nil {
-		return nil, fmt.Errorf("begin to look for new events: %w", err)
+	if err := s.db.GetContext(ctx, &high, s.db.SQL(query)); err != nil {
+		return 0, nil, fmt.Errorf("begin to look for new events: %w", err)
 	}
-	open, err := s.openTransactions(ctx)
-	log.before = open
-	return log, err
+	open, err = s.OpenTransactions(ctx)
+	return high, open, err
 }
 
-// openTransactions names those that have written to the outbox, or are about to,
+// OpenTransactions names those that have written to the outbox, or are about to,
 // and have not ended: they hold a lock of the table, which INSERT takes before it
 // gives a sequence (https://www.postgresql.org/docs/current/view-pg-locks.html).
 // On SQLite, where one writes at a time, sequences become visible in their order.
-func (s *Store) openTransactions(ctx context.Context) ([]string, error) {
+func (s *Store) OpenTransactions(ctx context.Context) ([]string, error) {
 	open := []string{}
 	if s.db.Dialect == database.SQLite {
 		return open, nil
@@ -87,11 +92,11 @@ func (s *Store) openTransactions(ctx context.Context) ([]string, error) {
 	return open, nil
 }
 
-// look sees what became visible above the log's end and in its gaps, in sequence,
+// Look sees what became visible above a sequence and in gaps below it, in sequence,
 // and up to which sequence it saw everything. It reads no payload, and writes
 // nothing. worker's own lanes count as nobody's: it asks about those that it
 // doesn't have.
-func (s *Store) look(ctx context.Context, log *seenLog, worker string) (found []seen, upTo int64, err error) {
+func (s *Store) Look(ctx context.Context, above int64, gaps []Gap, worker string) (found []Seen, upTo int64, err error) {
 	const fresh = `SELECT * FROM (SELECT * FROM {outbox} WHERE sequence > ? ORDER BY sequence LIMIT ?) AS fresh`
 	var cut, nameless string
 	if s.db.Dialect == database.SQLite {
@@ -102,9 +107,9 @@ func (s *Store) look(ctx context.Context, log *seenLog, worker string) (found []
 		cut, nameless = `CASE WHEN octet_length(%[1]s) > 1024 THEN left(%[1]s, 1025) ELSE %[1]s END`, `octet_length(%s) > 1024`
 	}
 	named := `NOT (` + fmt.Sprintf(nameless, `e.service_id`) + ` OR ` + fmt.Sprintf(nameless, `e.environment_id`) + `)`
-	query, args := fresh, []any{log.high, feedMost}
-	if len(log.gaps) > 0 {
-		encoded, err := rows(log.gaps)
+	query, args := fresh, []any{above, LookMost}
+	if len(gaps) > 0 {
+		encoded, err := rows(gaps)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -117,11 +122,11 @@ func (s *Store) look(ctx context.Context, log *seenLog, worker string) (found []
 			l.ready_at IS NULL AND (l.leased_by IS NULL OR l.leased_by = ?) AS wanted
 		FROM (`+query+`) AS e LEFT JOIN {lanes} l ON `+named+`
 			AND l.service_id = e.service_id AND l.environment_id = e.environment_id
-		ORDER BY e.sequence LIMIT ?`), append(append([]any{worker}, args...), feedMost)...); err != nil {
+		ORDER BY e.sequence LIMIT ?`), append(append([]any{worker}, args...), LookMost)...); err != nil {
 		return nil, 0, fmt.Errorf("look for new events: %w", err)
 	}
-	if len(found) == feedMost {
-		return found, found[feedMost-1].Sequence, nil
+	if len(found) == LookMost {
+		return found, found[LookMost-1].Sequence, nil
 	}
 	return found, math.MaxInt64, nil
 }
@@ -135,13 +140,13 @@ func (s *Store) inGaps() string {
 	// Much may become visible at once, and no more than a look sees is needed of it.
 	return `SELECT late.* FROM {rows g(from_sequence bigint, to_sequence bigint)} CROSS JOIN LATERAL (
 		SELECT * FROM {outbox} WHERE sequence >= g.from_sequence AND sequence <= g.to_sequence
-		ORDER BY sequence LIMIT ` + strconv.Itoa(feedMost) + `) AS late`
+		ORDER BY sequence LIMIT ` + strconv.Itoa(LookMost) + `) AS late`
 }
 
 // Want says that lanes have something to be read, and makes those that are new.
 // Lanes that others hold stay as they are. It returns those that another
 // transaction has locked: nobody else's events wait for them.
-func (s *Store) Want(ctx context.Context, worker string, lanes []environment) (left []environment, err error) {
+func (s *Store) Want(ctx context.Context, worker string, lanes []Environment) (left []Environment, err error) {
 	encoded, err := rows(lanes)
 	if err != nil {
 		return nil, err
@@ -173,7 +178,7 @@ func (s *Store) Want(ctx context.Context, worker string, lanes []environment) (l
 
 // Scan finds every lane that has something to be read, whoever saw it published.
 // It costs a look into the index for each such lane.
-func (s *Store) Scan(ctx context.Context) ([]environment, error) {
+func (s *Store) Scan(ctx context.Context) ([]Environment, error) {
 	query := `SELECT DISTINCT e.service_id, e.environment_id FROM {outbox} e WHERE ` + Readable
 	if s.db.Dialect == database.PostgreSQL {
 		// From each lane's first entry to the next lane's.
@@ -183,7 +188,7 @@ func (s *Store) Scan(ctx context.Context) ([]environment, error) {
 				UNION ALL SELECT n.* FROM found CROSS JOIN LATERAL (` + fmt.Sprintf(next, `found.key`) + `) AS n)
 			SELECT service_id, environment_id FROM found`
 	}
-	var found []environment
+	var found []Environment
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(query)); err != nil {
 		return nil, fmt.Errorf("look through all lanes: %w", err)
 	}
@@ -199,7 +204,7 @@ const EnvironmentEvent = `e.type IN ('` + events.EnvironmentCreatedType + `', '`
 // source: later events there are read when the snapshot was taken. It returns the
 // gates. A worker does so before it reads anything that was seen with the event or
 // after it, so nothing later starts before the snapshot.
-func (s *Store) NoteCreations(ctx context.Context) (gates map[environment]int64, err error) {
+func (s *Store) NoteCreations(ctx context.Context) (gates map[Environment]int64, err error) {
 	var found []*Event
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT `+eventColumns+` FROM {outbox} e
@@ -207,7 +212,7 @@ func (s *Store) NoteCreations(ctx context.Context) (gates map[environment]int64,
 		ORDER BY e.sequence`)); err != nil {
 		return nil, fmt.Errorf("look for environments that were created: %w", err)
 	}
-	gates = make(map[environment]int64)
+	gates = make(map[Environment]int64)
 	for _, e := range found {
 		parsed, err := e.Parse()
 		if err != nil {
@@ -217,7 +222,7 @@ func (s *Store) NoteCreations(ctx context.Context) (gates map[environment]int64,
 		if !ok {
 			return nil, fmt.Errorf("event %s of type %s is a %T", e.EventID, e.Type, parsed)
 		}
-		source := environment{e.ServiceID, created.SourceEnvironmentID}
+		source := Environment{e.ServiceID, created.SourceEnvironmentID}
 		if err := s.db.Tx(ctx, func(tx *sqlx.Tx) error { return s.noteCreation(ctx, tx, e, created, source) }); err != nil {
 			return nil, fmt.Errorf("note that environment %q of service %s was created: %w", e.EnvironmentID, e.ServiceID, err)
 		}
@@ -228,9 +233,9 @@ func (s *Store) NoteCreations(ctx context.Context) (gates map[environment]int64,
 	return gates, nil
 }
 
-func (s *Store) noteCreation(ctx context.Context, tx *sqlx.Tx, e *Event, created events.EnvironmentCreated, source environment) error {
-	target := environment{e.ServiceID, e.EnvironmentID}
-	lanes, err := s.makeLanes(ctx, tx, []environment{source, target})
+func (s *Store) noteCreation(ctx context.Context, tx *sqlx.Tx, e *Event, created events.EnvironmentCreated, source Environment) error {
+	target := Environment{e.ServiceID, e.EnvironmentID}
+	lanes, err := s.makeLanes(ctx, tx, []Environment{source, target})
 	if err != nil {
 		return err
 	}
@@ -257,7 +262,7 @@ const SetGate = `
 	WHERE lane_id = ?`
 
 // makeLanes returns the lanes of environments, and makes those that are new.
-func (s *Store) makeLanes(ctx context.Context, tx *sqlx.Tx, of []environment) (map[environment]int64, error) {
+func (s *Store) makeLanes(ctx context.Context, tx *sqlx.Tx, of []Environment) (map[Environment]int64, error) {
 	encoded, err := rows(of)
 	if err != nil {
 		return nil, err
@@ -269,7 +274,7 @@ func (s *Store) makeLanes(ctx context.Context, tx *sqlx.Tx, of []environment) (m
 		return nil, err
 	}
 	var found []struct {
-		environment
+		Environment
 		LaneID int64 `db:"lane_id"`
 	}
 	if err := tx.SelectContext(ctx, &found, s.db.SQL(`
@@ -277,9 +282,9 @@ func (s *Store) makeLanes(ctx context.Context, tx *sqlx.Tx, of []environment) (m
 		ON l.service_id = v.service_id AND l.environment_id = v.environment_id`), encoded); err != nil {
 		return nil, err
 	}
-	lanes := make(map[environment]int64, len(found))
+	lanes := make(map[Environment]int64, len(found))
 	for _, f := range found {
-		lanes[f.environment] = f.LaneID
+		lanes[f.Environment] = f.LaneID
 	}
 	return lanes, nil
 }
@@ -287,8 +292,8 @@ func (s *Store) makeLanes(ctx context.Context, tx *sqlx.Tx, of []environment) (m
 var errNameless = errors.New("service_id and environment_id must name an environment: at most 256 bytes of valid UTF-8, " +
 	"without control characters")
 
-// buryIn makes the events of a name that no lane can have dead.
-func (s *Store) buryIn(ctx context.Context, env environment) error {
+// BuryIn makes the events of a name that no lane can have dead.
+func (s *Store) BuryIn(ctx context.Context, env Environment) error {
 	same := `e.service_id = ? AND e.environment_id = ?`
 	names := []any{env.ServiceID, env.EnvironmentID}
 	if s.db.Dialect == database.SQLite { // its texts are any bytes
@@ -298,14 +303,14 @@ func (s *Store) buryIn(ctx context.Context, env environment) error {
 	var found []int64
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
 		SELECT e.sequence FROM {outbox} e WHERE `+Readable+` AND `+same+` ORDER BY e.sequence LIMIT ?`),
-		append(names, feedMost)...); err != nil {
+		append(names, LookMost)...); err != nil {
 		return fmt.Errorf("look for events without an environment: %w", err)
 	}
-	return s.bury(ctx, found)
+	return s.Bury(ctx, found)
 }
 
-// bury makes events dead that no lane can have.
-func (s *Store) bury(ctx context.Context, sequences []int64) error {
+// Bury makes events dead that no lane can have.
+func (s *Store) Bury(ctx context.Context, sequences []int64) error {
 	if len(sequences) == 0 {
 		return nil
 	}

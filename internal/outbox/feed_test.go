@@ -9,19 +9,19 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/outboxtest"
 )
 
 func TestEventsAreReadInTheirSequence(t *testing.T) {
 	each(t, func(w *world) {
-		want := w.publish("s", touch("a"), touch("b"), touch("a"))
-		other := w.publishIn("s", "dev", touch("a"))
-		w.want()
-		lanes := w.claim("w")
+		want := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"), outboxtest.Touch("a"))
+		other := w.PublishIn("s", "dev", outboxtest.Touch("a"))
+		w.Want()
+		lanes := w.Claim("w")
 		if len(lanes) != 2 {
-			t := w.t
+			t := w.T
 			t.Fatalf("%d lanes, want one for each environment", len(lanes))
 		}
 		for _, lane := range lanes {
@@ -29,8 +29,8 @@ func TestEventsAreReadInTheirSequence(t *testing.T) {
 			if lane.EnvironmentID == "dev" {
 				expected = other
 			}
-			if diff := cmp.Diff(expected, sequences(w.read(lane.LaneID))); diff != "" {
-				w.t.Error(diff)
+			if diff := cmp.Diff(expected, outboxtest.Sequences(w.Read(lane.LaneID))); diff != "" {
+				w.T.Error(diff)
 			}
 		}
 	})
@@ -39,16 +39,16 @@ func TestEventsAreReadInTheirSequence(t *testing.T) {
 // An event's row is written once after it was published, when the event ends.
 func TestAnEventIsWrittenWhenItEnds(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("b"))
-		lane := w.claimOne("w")
-		found := w.read(lane.LaneID)
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"))
+		lane := w.ClaimOne("w")
+		found := w.Read(lane.LaneID)
 		if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE lane_id IS NOT NULL`); n > 0 {
-			w.t.Fatalf("%d events were written before they ended", n)
+			w.T.Fatalf("%d events were written before they ended", n)
 		}
-		w.settleEvent(lane, found[0], done)
-		w.settleEvent(lane, found[1], retryIn(time.Hour))
-		if diff := cmp.Diff([]string{"completed done", "retryable server_error"}, []string{w.state(list[0]), w.state(list[1])}); diff != "" {
-			w.t.Error(diff)
+		w.SettleEvent(lane, found[0], outboxtest.Done)
+		w.SettleEvent(lane, found[1], outboxtest.RetryIn(time.Hour))
+		if diff := cmp.Diff([]string{"completed done", "retryable server_error"}, []string{w.State(list[0]), w.State(list[1])}); diff != "" {
+			w.T.Error(diff)
 		}
 		type row struct {
 			Lane    int64   `db:"lane_id"`
@@ -57,14 +57,14 @@ func TestAnEventIsWrittenWhenItEnds(t *testing.T) {
 			Order   *string `db:"resources"`
 		}
 		var got []row
-		if err := w.db.SelectContext(w.t.Context(), &got, w.db.SQL(`
+		if err := w.DB.SelectContext(w.T.Context(), &got, w.DB.SQL(`
 			SELECT lane_id, media_id, version, resources FROM {outbox} ORDER BY sequence`)); err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		const version = 1_750_000_000_000_000
 		want := []row{{lane.LaneID, "a", version, nil}, {lane.LaneID, "b", version, ref(`["m:b","n:of b"]`)}}
 		if diff := cmp.Diff(want, got); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 	})
 }
@@ -73,10 +73,10 @@ func TestAnEventIDCountsOnce(t *testing.T) {
 	each(t, func(w *world) {
 		const insert = `INSERT INTO {outbox} (event_id, type, service_id, environment_id, data)
 			VALUES ('0190a0a0-0000-7000-8000-000000000001', 'MediaDeleted', 's', '', '{}') ON CONFLICT (event_id) DO NOTHING`
-		w.exec(insert)
-		w.exec(insert)
+		w.Exec(insert)
+		w.Exec(insert)
 		if n := one[int](w, `SELECT count(*) FROM {outbox}`); n != 1 {
-			w.t.Errorf("%d events", n)
+			w.T.Errorf("%d events", n)
 		}
 	})
 }
@@ -84,41 +84,41 @@ func TestAnEventIDCountsOnce(t *testing.T) {
 func TestLongAndOddNamesOrderEvents(t *testing.T) {
 	each(t, func(w *world) {
 		for _, name := range []string{strings.Repeat("名", 341), `"x"`, "'; DROP TABLE outbox; --", "🎉 +%25", "*"} {
-			w.publish("s", touch(name[:min(len(name), 510)], name, "b"))
+			w.Publish("s", outboxtest.Touch(name[:min(len(name), 510)], name, "b"))
 		}
 		// The resource of an event for everything is no file name.
-		lane := w.claimOne("w")
-		found := w.read(lane.LaneID)
+		lane := w.ClaimOne("w")
+		found := w.Read(lane.LaneID)
 		for _, e := range found {
 			if _, err := e.Parse(); err != nil {
-				w.t.Errorf("event %d is not understood: %v", e.Sequence, err)
+				w.T.Errorf("event %d is not understood: %v", e.Sequence, err)
 			}
 		}
-		w.settleEvent(lane, found[len(found)-1], retryIn(time.Hour))
-		other := w.publish("s", touch("other"))[0]
-		if parked := w.park(lane, nil, w.event(lane.LaneID, other)); len(parked) > 0 {
-			w.t.Errorf("an event of another media waits for one whose name is *")
+		w.SettleEvent(lane, found[len(found)-1], outboxtest.RetryIn(time.Hour))
+		other := w.Publish("s", outboxtest.Touch("other"))[0]
+		if parked := w.Park(lane, nil, w.Event(lane.LaneID, other)); len(parked) > 0 {
+			w.T.Errorf("an event of another media waits for one whose name is *")
 		}
 	})
 }
 
 func TestALaneSleepsUntilItGetsEvents(t *testing.T) {
 	each(t, func(w *world) {
-		dead := w.insertRaw(w.db, "s", "", "MediaDeleted", `{}`)
-		w.exec(`UPDATE {outbox} SET state = 'dead', finished_at = 1 WHERE sequence = ?`, dead)
-		w.want()
-		if lanes := w.claim("w"); len(lanes) > 0 {
-			w.t.Errorf("claimed %d lanes without work", len(lanes))
+		dead := w.InsertRaw(w.DB, "s", "", "MediaDeleted", `{}`)
+		w.Exec(`UPDATE {outbox} SET state = 'dead', finished_at = 1 WHERE sequence = ?`, dead)
+		w.Want()
+		if lanes := w.Claim("w"); len(lanes) > 0 {
+			w.T.Errorf("claimed %d lanes without work", len(lanes))
 		}
 	})
 }
 
 // wanted are the lanes that have something to read, whoever saw it published.
 func (w *world) wanted() []outbox.Environment {
-	w.t.Helper()
-	found, err := w.store.Scan(w.t.Context())
+	w.T.Helper()
+	found, err := w.Store.Scan(w.T.Context())
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	slices.SortFunc(found, func(a, b outbox.Environment) int {
 		return strings.Compare(a.ServiceID+" "+a.EnvironmentID, b.ServiceID+" "+b.EnvironmentID)
@@ -129,111 +129,62 @@ func (w *world) wanted() []outbox.Environment {
 func TestAScanFindsEachLaneThatHasSomethingToRead(t *testing.T) {
 	each(t, func(w *world) {
 		if found := w.wanted(); len(found) > 0 {
-			w.t.Errorf("found %v in an empty outbox", found)
+			w.T.Errorf("found %v in an empty outbox", found)
 		}
-		list := w.publish("a", touch("x"), touch("y"))
-		w.publishIn("a", "dev", touch("x"))
+		list := w.Publish("a", outboxtest.Touch("x"), outboxtest.Touch("y"))
+		w.PublishIn("a", "dev", outboxtest.Touch("x"))
 		lane := w.claimOneOf("a", "")
-		w.publish("b", touch("x"))
+		w.Publish("b", outboxtest.Touch("x"))
 		for _, sequence := range list {
-			w.settle(lane, sequence, done)
+			w.Settle(lane, sequence, outboxtest.Done)
 		}
-		parked := w.publish("c", touch("x"))[0]
-		w.settle(w.claimOneOf("c", ""), parked, retryIn(time.Hour))
+		parked := w.Publish("c", outboxtest.Touch("x"))[0]
+		w.Settle(w.claimOneOf("c", ""), parked, outboxtest.RetryIn(time.Hour))
 		want := []outbox.Environment{{ServiceID: "a", EnvironmentID: "dev"}, {ServiceID: "b"}}
 		if diff := cmp.Diff(want, w.wanted()); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
-		w.promote()
+		w.Promote()
 		if diff := cmp.Diff(append(want, outbox.Environment{ServiceID: "c"}), w.wanted()); diff != "" {
-			w.t.Errorf("after the retry is due: %s", diff)
+			w.T.Errorf("after the retry is due: %s", diff)
 		}
 	})
 }
 
 // claimOneOf leases the lane of an environment, and gives all others back.
 func (w *world) claimOneOf(service, environment string) outbox.Lane {
-	w.t.Helper()
-	w.want()
-	lanes := w.claim("w")
+	w.T.Helper()
+	w.Want()
+	lanes := w.Claim("w")
 	at := slices.IndexFunc(lanes, func(l outbox.Lane) bool { return l.ServiceID == service && l.EnvironmentID == environment })
 	if at < 0 {
-		w.t.Fatalf("claimed %v, which isn't environment %q of service %s", lanes, environment, service)
+		w.T.Fatalf("claimed %v, which isn't environment %q of service %s", lanes, environment, service)
 	}
 	var others []outbox.Holding
 	for i, lane := range lanes {
 		if i != at {
-			others = append(others, holdingOf(lane))
+			others = append(others, outboxtest.HoldingOf(lane))
 		}
 	}
-	if err := w.store.Release(w.t.Context(), others); err != nil {
-		w.t.Fatal(err)
+	if err := w.Store.Release(w.T.Context(), others); err != nil {
+		w.T.Fatal(err)
 	}
 	return lanes[at]
-}
-
-// A worker may die after it gave a lane back, and before its next look. Others saw
-// the event while it held the lane, and left it to it.
-func TestALaneThatNobodyWantsIsFoundByAWorkerThatBegins(t *testing.T) {
-	each(t, func(w *world) {
-		first := w.publish("s", touch("a"))[0]
-		lane := w.claimOne("dead")
-		w.settle(lane, first, done)
-		if err := w.store.Release(w.t.Context(), []outbox.Holding{holdingOf(lane)}); err != nil {
-			w.t.Fatal(err)
-		}
-		event := w.publish("s", touch("a"))[0]
-		if lanes := w.claim("other"); len(lanes) > 0 {
-			w.t.Fatalf("claimed %v, which nobody wants", lanes)
-		}
-		start(w.t, w.another(), configured("w"), func(context.Context, *outbox.Delivery) *outbox.Verdict { return &done })
-		w.await("it completes", func() bool { return w.state(event) == "completed done" })
-	})
-}
-
-// So is an event whose lane nobody wants while workers run: all lanes are looked
-// through now and then.
-func TestAWorkerThatRunsFindsWhatNoLookSees(t *testing.T) {
-	each(t, func(w *world) {
-		h := newHands()
-		worker := start(w.t, w.store, configured("w"), h.handle)
-		w.runs(h, w.publish("s", touch("a"))[0], done)
-		w.await("the lane is given back", func() bool {
-			return one[bool](w, `SELECT NOT EXISTS (SELECT 1 FROM {lanes} WHERE leased_by IS NOT NULL)`)
-		})
-		unseen := w.publishEnded("s", touch("b"))
-		w.await("the worker takes it for ended", func() bool { return worker.Knows(unseen) })
-		w.exec(`UPDATE {outbox} SET state = 'available', finished_at = NULL WHERE sequence = ?`, unseen)
-		w.runs(h, unseen, done)
-	})
-}
-
-// publishEnded publishes an event that is discarded in the same transaction.
-func (w *world) publishEnded(service string, e events.Event) int64 {
-	w.t.Helper()
-	tx := w.begin()
-	sequence := w.insert(tx, service, "", e)
-	if _, err := tx.ExecContext(w.t.Context(), w.db.SQL(`
-		UPDATE {outbox} SET state = 'discarded', finished_at = {now} WHERE sequence = ?`), sequence); err != nil {
-		w.t.Fatal(err)
-	}
-	w.commit(tx)
-	return sequence
 }
 
 // A reading gives nothing out that its worker has not seen: what comes before it may
 // not have been read.
 func TestALaneIsReadUpToWhatWasSeen(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("b"), touch("c"))
-		w.want()
-		lane := w.claim("w")[0]
-		found, err := w.store.Read(w.t.Context(), []outbox.Reading{{LaneID: lane.LaneID, UpTo: list[1], Limit: 9}})
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"), outboxtest.Touch("c"))
+		w.Want()
+		lane := w.Claim("w")[0]
+		found, err := w.Store.Read(w.T.Context(), []outbox.Reading{{LaneID: lane.LaneID, UpTo: list[1], Limit: 9}})
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
-		if diff := cmp.Diff(list[:2], sequences(found)); diff != "" {
-			w.t.Error(diff)
+		if diff := cmp.Diff(list[:2], outboxtest.Sequences(found)); diff != "" {
+			w.T.Error(diff)
 		}
 	})
 }
@@ -244,19 +195,19 @@ func TestWantingALockedLaneDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, dbtest.PostgreSQL(t))
 	for _, service := range []string{"locked", "free"} {
-		w.exec(`INSERT INTO {lanes} (service_id, environment_id) VALUES (?, '')`, service)
+		w.Exec(`INSERT INTO {lanes} (service_id, environment_id) VALUES (?, '')`, service)
 	}
 	lanes := []outbox.Environment{{ServiceID: "locked"}, {ServiceID: "free"}, {ServiceID: "new"}}
-	tx := w.begin()
-	if _, err := tx.ExecContext(t.Context(), w.db.SQL(`SELECT 1 FROM {lanes} WHERE service_id = 'locked' FOR UPDATE`)); err != nil {
+	tx := w.Begin()
+	if _, err := tx.ExecContext(t.Context(), w.DB.SQL(`SELECT 1 FROM {lanes} WHERE service_id = 'locked' FOR UPDATE`)); err != nil {
 		t.Fatal(err)
 	}
 	ready := func() []string {
 		return all[string](w, `SELECT service_id FROM {lanes} WHERE ready_at IS NOT NULL ORDER BY service_id`)
 	}
-	ctx, cancel := contextWithTimeout(t, 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	left, err := w.store.Want(ctx, "w", lanes)
+	left, err := w.Store.Want(ctx, "w", lanes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +220,7 @@ func TestWantingALockedLaneDelaysNoOther(t *testing.T) {
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	if left, err := w.store.Want(ctx, "w", left); err != nil || len(left) > 0 {
+	if left, err := w.Store.Want(ctx, "w", left); err != nil || len(left) > 0 {
 		t.Fatal(left, err)
 	}
 	if diff := cmp.Diff([]string{"free", "locked", "new"}, ready()); diff != "" {
@@ -281,14 +232,14 @@ func TestWantingALockedLaneDelaysNoOther(t *testing.T) {
 func TestWantingALaneThatAnotherWorkerHoldsChangesNothing(t *testing.T) {
 	each(t, func(w *world) {
 		for name, worker := range map[string]string{"its own": "w", "another's": "other"} {
-			w.exec(`INSERT INTO {lanes} (service_id, environment_id, leased_by, leased_until) VALUES (?, '', ?, {now} + 1000000000)`, name, worker)
+			w.Exec(`INSERT INTO {lanes} (service_id, environment_id, leased_by, leased_until) VALUES (?, '', ?, {now} + 1000000000)`, name, worker)
 		}
-		if left, err := w.store.Want(w.t.Context(), "w", []outbox.Environment{{ServiceID: "its own"}, {ServiceID: "another's"}}); err != nil || len(left) > 0 {
-			w.t.Fatal(left, err)
+		if left, err := w.Store.Want(w.T.Context(), "w", []outbox.Environment{{ServiceID: "its own"}, {ServiceID: "another's"}}); err != nil || len(left) > 0 {
+			w.T.Fatal(left, err)
 		}
 		got := all[string](w, `SELECT service_id FROM {lanes} WHERE ready_at IS NOT NULL`)
 		if diff := cmp.Diff([]string{"its own"}, got); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 	})
 }

@@ -8,14 +8,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/outboxtest"
 )
 
 // unfinished is the event of a media that a later one would wait for.
 func (w *world) unfinished(laneID int64, media string, before int64) int64 {
-	w.t.Helper()
-	found, err := w.store.Unfinished(w.t.Context(), laneID, media, before)
+	w.T.Helper()
+	found, err := w.Store.Unfinished(w.T.Context(), laneID, media, before)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	return found
 }
@@ -23,8 +24,8 @@ func (w *world) unfinished(laneID int64, media string, before int64) int64 {
 // No worker has written these events: their payloads tell their media.
 func TestAnUnreadEventCountsAsUnfinishedForItsMedia(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("b"))
-		w.publishIn("s", "dev", touch("c"))
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"))
+		w.PublishIn("s", "dev", outboxtest.Touch("c"))
 		lane := w.claimOneOf("s", "").LaneID
 		for _, c := range []struct {
 			media  string
@@ -37,7 +38,7 @@ func TestAnUnreadEventCountsAsUnfinishedForItsMedia(t *testing.T) {
 			{"c", math.MaxInt64, 0},
 		} {
 			if got := w.unfinished(lane, c.media, c.before); got != c.want {
-				w.t.Errorf("of media %s before %d: %d, want %d", c.media, c.before, got, c.want)
+				w.T.Errorf("of media %s before %d: %d, want %d", c.media, c.before, got, c.want)
 			}
 		}
 	})
@@ -45,20 +46,20 @@ func TestAnUnreadEventCountsAsUnfinishedForItsMedia(t *testing.T) {
 
 func TestWhatIsParkedOrRetriedCountsAsUnfinishedAndWhatIsDeadDoesNot(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("retried"), touch("dead"), touch("behind", "of retried"))
-		lane := w.claimOne("w")
-		behind := w.event(lane.LaneID, list[2])
-		w.settle(lane, list[0], retryIn(time.Hour))
-		w.settle(lane, list[1], outbox.Verdict{Kind: outbox.Die, Failure: ruined})
-		if parked := w.park(lane, nil, behind); len(parked) != 1 {
-			w.t.Fatalf("parked %v", parked)
+		list := w.Publish("s", outboxtest.Touch("retried"), outboxtest.Touch("dead"), outboxtest.Touch("behind", "of retried"))
+		lane := w.ClaimOne("w")
+		behind := w.Event(lane.LaneID, list[2])
+		w.Settle(lane, list[0], outboxtest.RetryIn(time.Hour))
+		w.Settle(lane, list[1], outbox.Verdict{Kind: outbox.Die, Failure: outboxtest.Ruined})
+		if parked := w.Park(lane, nil, behind); len(parked) != 1 {
+			w.T.Fatalf("parked %v", parked)
 		}
 		got := map[string]int64{}
 		for _, media := range []string{"retried", "dead", "behind"} {
 			got[media] = w.unfinished(lane.LaneID, media, math.MaxInt64)
 		}
 		if diff := cmp.Diff(map[string]int64{"retried": list[0], "dead": 0, "behind": list[2]}, got); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 	})
 }
@@ -67,14 +68,14 @@ func TestWhatIsParkedOrRetriedCountsAsUnfinishedAndWhatIsDeadDoesNot(t *testing.
 // the media, and the caller asks again later.
 func TestAMediaCountsAsUnfinishedBehindMoreThanIsRead(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publishMany("s", outbox.Unread)
-		lane := w.claimOne("w")
+		list := w.PublishMany("s", outbox.Unread)
+		lane := w.ClaimOne("w")
 		if got := w.unfinished(lane.LaneID, "other", math.MaxInt64); got == 0 {
-			w.t.Error("it is taken for certain that none is of the media")
+			w.T.Error("it is taken for certain that none is of the media")
 		}
-		w.settle(lane, list[0], done)
+		w.Settle(lane, list[0], outboxtest.Done)
 		if got := w.unfinished(lane.LaneID, "other", math.MaxInt64); got != 0 {
-			w.t.Errorf("event %d isn't of the media", got)
+			w.T.Errorf("event %d isn't of the media", got)
 		}
 	})
 }
@@ -82,12 +83,12 @@ func TestAMediaCountsAsUnfinishedBehindMoreThanIsRead(t *testing.T) {
 // A snapshot must see what no worker has written, and what is parked.
 func TestASnapshotFindsEachUnfinishedEventBeforeIt(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("b"), touch("a"), touch("c"), touch("d"))
-		lane := w.claimOne("w")
-		third := w.event(lane.LaneID, list[2])
-		w.settle(lane, list[0], retryIn(time.Hour))
-		w.park(lane, nil, third)
-		w.settle(lane, list[1], done)
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"), outboxtest.Touch("a"), outboxtest.Touch("c"), outboxtest.Touch("d"))
+		lane := w.ClaimOne("w")
+		third := w.Event(lane.LaneID, list[2])
+		w.Settle(lane, list[0], outboxtest.RetryIn(time.Hour))
+		w.Park(lane, nil, third)
+		w.Settle(lane, list[1], outboxtest.Done)
 		for _, c := range []struct {
 			after, before int64
 			most          int
@@ -97,12 +98,12 @@ func TestASnapshotFindsEachUnfinishedEventBeforeIt(t *testing.T) {
 			{list[0], list[4], 9, []int64{list[2], list[3]}},
 			{0, list[4], 2, []int64{list[0], list[2]}},
 		} {
-			found, err := w.store.UnfinishedBetween(w.t.Context(), w.db, lane.LaneID, c.after, c.before, c.most)
+			found, err := w.Store.UnfinishedBetween(w.T.Context(), w.DB, lane.LaneID, c.after, c.before, c.most)
 			if err != nil {
-				w.t.Fatal(err)
+				w.T.Fatal(err)
 			}
-			if diff := cmp.Diff(c.want, sequences(found)); diff != "" {
-				w.t.Errorf("between %d and %d, at most %d: %s", c.after, c.before, c.most, diff)
+			if diff := cmp.Diff(c.want, outboxtest.Sequences(found)); diff != "" {
+				w.T.Errorf("between %d and %d, at most %d: %s", c.after, c.before, c.most, diff)
 			}
 		}
 	})

@@ -13,12 +13,11 @@ import (
 
 // Lane is a leased lane.
 type Lane struct {
-	LaneID        int64  `db:"lane_id"`
-	ServiceID     string `db:"service_id"`
-	EnvironmentID string `db:"environment_id"`
-	Token         int64  `db:"lease_token"`
-	ReadFrom      int64  `db:"read_from"`
-	LapseCount    int    `db:"lapse_count"`
+	LaneID int64 `db:"lane_id"`
+	Environment
+	Token      int64 `db:"lease_token"`
+	ReadFrom   int64 `db:"read_from"`
+	LapseCount int   `db:"lapse_count"`
 }
 
 // leased is a condition on a lane that is looked up by its key: the planner

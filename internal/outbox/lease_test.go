@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"testing"
@@ -11,31 +12,32 @@ import (
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/outboxtest"
 )
 
 func TestALaneHasOneHolder(t *testing.T) {
 	each(t, func(w *world) {
 		const lanes, workers = 60, 4
 		for i := range lanes {
-			w.publish("service "+string(rune('A'+i)), touch("a"))
+			w.Publish("service "+string(rune('A'+i)), outboxtest.Touch("a"))
 		}
-		w.want()
+		w.Want()
 		var mu sync.Mutex
 		holder := make(map[int64]int)
 		var claiming sync.WaitGroup
 		for worker := range workers {
 			claiming.Go(func() {
-				store := w.another()
+				store := w.Another()
 				for range 2 * lanes {
-					claimed, err := store.Claim(w.t.Context(), "w", 3, lease)
+					claimed, err := store.Claim(w.T.Context(), "w", 3, outboxtest.Lease)
 					if err != nil {
-						w.t.Error(err)
+						w.T.Error(err)
 						return
 					}
 					mu.Lock()
 					for _, lane := range claimed {
 						if other, twice := holder[lane.LaneID]; twice {
-							w.t.Errorf("lane %d is held by worker %d and by %d", lane.LaneID, other, worker)
+							w.T.Errorf("lane %d is held by worker %d and by %d", lane.LaneID, other, worker)
 						}
 						holder[lane.LaneID] = worker
 					}
@@ -45,7 +47,7 @@ func TestALaneHasOneHolder(t *testing.T) {
 		}
 		claiming.Wait()
 		if len(holder) != lanes {
-			w.t.Errorf("%d of %d lanes were claimed", len(holder), lanes)
+			w.T.Errorf("%d of %d lanes were claimed", len(holder), lanes)
 		}
 	})
 }
@@ -53,14 +55,14 @@ func TestALaneHasOneHolder(t *testing.T) {
 func TestWhoWaitedLongestIsClaimedFirst(t *testing.T) {
 	each(t, func(w *world) {
 		for _, service := range []string{"a", "b", "c"} {
-			w.publish(service, touch("m"))
+			w.Publish(service, outboxtest.Touch("m"))
 		}
-		w.want()
-		w.exec(`UPDATE {lanes} SET ready_at = CASE service_id WHEN 'b' THEN 1 WHEN 'c' THEN 2 ELSE 3 END`)
+		w.Want()
+		w.Exec(`UPDATE {lanes} SET ready_at = CASE service_id WHEN 'b' THEN 1 WHEN 'c' THEN 2 ELSE 3 END`)
 		for _, want := range []string{"b", "c", "a"} {
-			lanes, err := w.store.Claim(w.t.Context(), "w", 1, lease)
+			lanes, err := w.Store.Claim(w.T.Context(), "w", 1, outboxtest.Lease)
 			if err != nil || len(lanes) != 1 || lanes[0].ServiceID != want {
-				w.t.Fatalf("claimed %v (%v), want %s", lanes, err, want)
+				w.T.Fatalf("claimed %v (%v), want %s", lanes, err, want)
 			}
 		}
 	})
@@ -68,28 +70,28 @@ func TestWhoWaitedLongestIsClaimedFirst(t *testing.T) {
 
 func TestALapsedLaneIsTakenOver(t *testing.T) {
 	each(t, func(w *world) {
-		event := w.publish("s", touch("a"))[0]
-		lane := w.claimOne("dead")
-		if got := w.takeOver("heir"); len(got) > 0 {
-			w.t.Fatalf("took over %v before its lease lapsed", got)
+		event := w.Publish("s", outboxtest.Touch("a"))[0]
+		lane := w.ClaimOne("dead")
+		if got := w.TakeOver("heir"); len(got) > 0 {
+			w.T.Fatalf("took over %v before its lease lapsed", got)
 		}
-		if err := w.store.MarkRunning(w.t.Context(), []outbox.Holding{holdingOf(lane)}, w.read(lane.LaneID)); err != nil {
-			w.t.Fatal(err)
+		if err := w.Store.MarkRunning(w.T.Context(), []outbox.Holding{outboxtest.HoldingOf(lane)}, w.Read(lane.LaneID)); err != nil {
+			w.T.Fatal(err)
 		}
-		if got := w.state(event); got != "running" {
-			w.t.Fatalf("the event is %s", got)
+		if got := w.State(event); got != "running" {
+			w.T.Fatalf("the event is %s", got)
 		}
-		w.lapse(lane.LaneID)
-		taken := w.takeOver("heir")
+		w.Lapse(lane.LaneID)
+		taken := w.TakeOver("heir")
 		if len(taken) != 1 || taken[0].Token != lane.Token+1 || taken[0].LapseCount != 1 {
-			w.t.Fatalf("took over %+v from %+v", taken, lane)
+			w.T.Fatalf("took over %+v from %+v", taken, lane)
 		}
-		found := w.event(lane.LaneID, event)
-		if w.state(event) != "available" || found.LapseCount != 1 {
-			w.t.Errorf("what the dead worker ran: %s", w.dump())
+		found := w.Event(lane.LaneID, event)
+		if w.State(event) != "available" || found.LapseCount != 1 {
+			w.T.Errorf("what the dead worker ran: %s", w.Dump())
 		}
-		if status := w.status(lane.LaneID); status.TaintedTo < event {
-			w.t.Errorf("nobody knows that the event may have run: tainted to %d", status.TaintedTo)
+		if status := w.Status(lane.LaneID); status.TaintedTo < event {
+			w.T.Errorf("nobody knows that the event may have run: tainted to %d", status.TaintedTo)
 		}
 	})
 }
@@ -97,63 +99,63 @@ func TestALapsedLaneIsTakenOver(t *testing.T) {
 // A worker that has lost its lease changes nothing.
 func TestAnOldTokenChangesNothing(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("b"), touch("c"), touch("d"), touch("e"), touch("a"))
-		old := w.claimOne("old")
-		found := w.read(old.LaneID)
-		w.lapse(old.LaneID)
-		lane := w.takeOver("new")[0]
-		before := w.dump()
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"), outboxtest.Touch("c"), outboxtest.Touch("d"), outboxtest.Touch("e"), outboxtest.Touch("a"))
+		old := w.ClaimOne("old")
+		found := w.Read(old.LaneID)
+		w.Lapse(old.LaneID)
+		lane := w.TakeOver("new")[0]
+		before := w.Dump()
 
 		late := []*outbox.Settlement{
-			settlement(old, found[0], done),
-			settlement(old, found[1], retryIn(time.Hour)),
-			settlement(old, found[2], outbox.Verdict{Kind: outbox.Die, Failure: ruined}),
-			settlement(old, found[3], outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour}),
-			settlement(old, found[4], outbox.Verdict{Kind: outbox.Yield, Failure: trouble}),
+			outboxtest.Settlement(old, found[0], outboxtest.Done),
+			outboxtest.Settlement(old, found[1], outboxtest.RetryIn(time.Hour)),
+			outboxtest.Settlement(old, found[2], outbox.Verdict{Kind: outbox.Die, Failure: outboxtest.Ruined}),
+			outboxtest.Settlement(old, found[3], outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour}),
+			outboxtest.Settlement(old, found[4], outbox.Verdict{Kind: outbox.Yield, Failure: outboxtest.Trouble}),
 		}
-		if err := w.store.Settle(w.t.Context(), late); err != nil {
-			w.t.Fatal(err)
+		if err := w.Store.Settle(w.T.Context(), late); err != nil {
+			w.T.Fatal(err)
 		}
-		if _, err := w.store.Park(w.t.Context(), holdingOf(old), found[:1], found[5:]); !errors.Is(err, outbox.ErrLeaseLost) {
-			w.t.Errorf("parking got %v", err)
+		if _, err := w.Store.Park(w.T.Context(), outboxtest.HoldingOf(old), found[:1], found[5:]); !errors.Is(err, outbox.ErrLeaseLost) {
+			w.T.Errorf("parking got %v", err)
 		}
-		if err := w.store.MarkRunning(w.t.Context(), []outbox.Holding{holdingOf(old)}, found); err != nil {
-			w.t.Fatal(err)
+		if err := w.Store.MarkRunning(w.T.Context(), []outbox.Holding{outboxtest.HoldingOf(old)}, found); err != nil {
+			w.T.Fatal(err)
 		}
-		kept, lost, err := w.store.Renew(w.t.Context(), []outbox.Holding{{LaneID: old.LaneID, Token: old.Token, ReadFrom: 99}}, lease)
+		kept, lost, err := w.Store.Renew(w.T.Context(), []outbox.Holding{{LaneID: old.LaneID, Token: old.Token, ReadFrom: 99}}, outboxtest.Lease)
 		if err != nil || len(kept) > 0 || !lost[old.LaneID] {
-			w.t.Errorf("renewing kept %v, lost %v: %v", kept, lost, err)
+			w.T.Errorf("renewing kept %v, lost %v: %v", kept, lost, err)
 		}
-		if err := w.store.Release(w.t.Context(), []outbox.Holding{{LaneID: old.LaneID, Token: old.Token, ReadFrom: 99}}); err != nil {
-			w.t.Fatal(err)
+		if err := w.Store.Release(w.T.Context(), []outbox.Holding{{LaneID: old.LaneID, Token: old.Token, ReadFrom: 99}}); err != nil {
+			w.T.Fatal(err)
 		}
-		if diff := cmp.Diff(before, w.dump()); diff != "" {
-			w.t.Errorf("what changed: %s", diff)
+		if diff := cmp.Diff(before, w.Dump()); diff != "" {
+			w.T.Errorf("what changed: %s", diff)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n > 0 || len(w.effects()) > 0 {
-			w.t.Errorf("%d attempts, effects %v", n, w.effects())
+		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n > 0 || len(w.Effects()) > 0 {
+			w.T.Errorf("%d attempts, effects %v", n, w.Effects())
 		}
 		// The new holder's do, also in one batch with the old one's.
-		if err := w.store.Settle(w.t.Context(), append(late, settlement(lane, found[5], done))); err != nil {
-			w.t.Fatal(err)
+		if err := w.Store.Settle(w.T.Context(), append(late, outboxtest.Settlement(lane, found[5], outboxtest.Done))); err != nil {
+			w.T.Fatal(err)
 		}
-		if diff := cmp.Diff([]int64{list[5]}, w.effects()); diff != "" {
-			w.t.Error(diff)
+		if diff := cmp.Diff([]int64{list[5]}, w.Effects()); diff != "" {
+			w.T.Error(diff)
 		}
 	})
 }
 
 func TestARenewedLeaseDoesNotLapse(t *testing.T) {
 	each(t, func(w *world) {
-		w.publish("s", touch("a"))
-		lane := w.claimOne("w")
-		w.lapse(lane.LaneID)
-		kept, lost, err := w.store.Renew(w.t.Context(), []outbox.Holding{holdingOf(lane)}, lease)
+		w.Publish("s", outboxtest.Touch("a"))
+		lane := w.ClaimOne("w")
+		w.Lapse(lane.LaneID)
+		kept, lost, err := w.Store.Renew(w.T.Context(), []outbox.Holding{outboxtest.HoldingOf(lane)}, outboxtest.Lease)
 		if err != nil || !kept[lane.LaneID] || len(lost) > 0 {
-			w.t.Fatalf("kept %v, lost %v: %v", kept, lost, err)
+			w.T.Fatalf("kept %v, lost %v: %v", kept, lost, err)
 		}
-		if taken := w.takeOver("other"); len(taken) > 0 {
-			w.t.Errorf("took over %v", taken)
+		if taken := w.TakeOver("other"); len(taken) > 0 {
+			w.T.Errorf("took over %v", taken)
 		}
 	})
 }
@@ -163,47 +165,47 @@ func TestARenewedLeaseDoesNotLapse(t *testing.T) {
 func TestALockedLaneDoesNotKeepOthersFromBeingRenewed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, dbtest.PostgreSQL(t))
-	w.publish("locked", touch("a"))
-	w.publish("free", touch("a"))
-	w.want()
-	lanes := w.claim("w")
+	w.Publish("locked", outboxtest.Touch("a"))
+	w.Publish("free", outboxtest.Touch("a"))
+	w.Want()
+	lanes := w.Claim("w")
 	var held []outbox.Holding
 	var locked, free int64
 	for _, lane := range lanes {
-		held = append(held, holdingOf(lane))
+		held = append(held, outboxtest.HoldingOf(lane))
 		if lane.ServiceID == "locked" {
 			locked = lane.LaneID
 		} else {
 			free = lane.LaneID
 		}
-		w.settleEvent(lane, w.read(lane.LaneID)[0], retryIn(-time.Second))
-		w.lapse(lane.LaneID)
+		w.SettleEvent(lane, w.Read(lane.LaneID)[0], outboxtest.RetryIn(-time.Second))
+		w.Lapse(lane.LaneID)
 	}
-	tx, err := w.db.BeginTxx(t.Context(), nil)
+	tx, err := w.DB.BeginTxx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	if _, err := tx.ExecContext(t.Context(), w.db.SQL(`SELECT 1 FROM {lanes} WHERE lane_id = $1 FOR UPDATE`), locked); err != nil {
+	if _, err := tx.ExecContext(t.Context(), w.DB.SQL(`SELECT 1 FROM {lanes} WHERE lane_id = $1 FOR UPDATE`), locked); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := contextWithTimeout(t, 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	kept, lost, err := w.store.Renew(ctx, held, lease)
+	kept, lost, err := w.Store.Renew(ctx, held, outboxtest.Lease)
 	if err == nil || !kept[free] || kept[locked] || len(lost) > 0 {
 		t.Errorf("kept %v, lost %v: %v; want lane %d kept and nothing said about %d", kept, lost, err, free, locked)
 	}
 	// Nor must it keep other lanes' due retries from running.
-	ctx, cancel = contextWithTimeout(t, 10*time.Second)
+	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	promoted, _, err := w.store.Promote(ctx)
+	promoted, _, err := w.Store.Promote(ctx)
 	if diff := cmp.Diff([]int64{free}, promoted); diff != "" || err != nil {
 		t.Errorf("promoted: %s, %v", diff, err)
 	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	if promoted, _, err := w.store.Promote(t.Context()); err != nil || len(promoted) != 1 || promoted[0] != locked {
+	if promoted, _, err := w.Store.Promote(t.Context()); err != nil || len(promoted) != 1 || promoted[0] != locked {
 		t.Errorf("promoted %v later: %v", promoted, err)
 	}
 }
@@ -215,35 +217,35 @@ func TestADrainedLaneSleepsUnlessSomethingCanBeRead(t *testing.T) {
 		wake func(w *world, lane outbox.Lane, first int64)
 	}{
 		{"nothing", nil},
-		{"a new event", func(w *world, _ outbox.Lane, _ int64) { w.publish("s", touch("b")) }},
-		{"a retry that is due", func(w *world, _ outbox.Lane, _ int64) { w.promote() }},
+		{"a new event", func(w *world, _ outbox.Lane, _ int64) { w.Publish("s", outboxtest.Touch("b")) }},
+		{"a retry that is due", func(w *world, _ outbox.Lane, _ int64) { w.Promote() }},
 		{"what waited for an event", func(w *world, lane outbox.Lane, first int64) {
-			w.promote()
-			w.settle(lane, first, done)
+			w.Promote()
+			w.Settle(lane, first, outboxtest.Done)
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			each(t, func(w *world) {
-				list := w.publish("s", touch("a"), touch("a"))
-				lane := w.claimOne("w")
-				second := w.event(lane.LaneID, list[1])
-				w.settle(lane, list[0], retryIn(time.Hour))
-				if parked := w.park(lane, nil, second); len(parked) != 1 {
-					w.t.Fatalf("parked %v", parked)
+				list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("a"))
+				lane := w.ClaimOne("w")
+				second := w.Event(lane.LaneID, list[1])
+				w.Settle(lane, list[0], outboxtest.RetryIn(time.Hour))
+				if parked := w.Park(lane, nil, second); len(parked) != 1 {
+					w.T.Fatalf("parked %v", parked)
 				}
-				if found := w.read(lane.LaneID); len(found) > 0 {
-					w.t.Fatalf("not drained: %v", sequences(found))
+				if found := w.Read(lane.LaneID); len(found) > 0 {
+					w.T.Fatalf("not drained: %v", outboxtest.Sequences(found))
 				}
 				if test.wake != nil {
 					test.wake(w, lane, list[0])
 				}
-				if err := w.store.Release(w.t.Context(), []outbox.Holding{
+				if err := w.Store.Release(w.T.Context(), []outbox.Holding{
 					{LaneID: lane.LaneID, Token: lane.Token, ReadFrom: list[1]},
 				}); err != nil {
-					w.t.Fatal(err)
+					w.T.Fatal(err)
 				}
-				if got, want := len(w.claim("next")), min(1, len(test.name)-len("nothing")); (got > 0) != (want > 0) {
-					w.t.Errorf("claimed %d lanes after %s\n%s", got, test.name, w.dump())
+				if got, want := len(w.Claim("next")), min(1, len(test.name)-len("nothing")); (got > 0) != (want > 0) {
+					w.T.Errorf("claimed %d lanes after %s\n%s", got, test.name, w.Dump())
 				}
 			})
 		})
@@ -252,32 +254,32 @@ func TestADrainedLaneSleepsUnlessSomethingCanBeRead(t *testing.T) {
 
 func TestAHeldLaneIsNotClaimedUntilItIsReleased(t *testing.T) {
 	each(t, func(w *world) {
-		w.publish("s", touch("a"))
-		w.want()
-		w.exec(`UPDATE {lanes} SET held = true`)
-		if lanes := w.claim("w"); len(lanes) > 0 {
-			w.t.Fatalf("claimed %v", lanes)
+		w.Publish("s", outboxtest.Touch("a"))
+		w.Want()
+		w.Exec(`UPDATE {lanes} SET held = true`)
+		if lanes := w.Claim("w"); len(lanes) > 0 {
+			w.T.Fatalf("claimed %v", lanes)
 		}
-		w.exec(`UPDATE {lanes} SET held = false`)
-		if lanes := w.claim("w"); len(lanes) != 1 {
-			w.t.Fatalf("claimed %v", lanes)
+		w.Exec(`UPDATE {lanes} SET held = false`)
+		if lanes := w.Claim("w"); len(lanes) != 1 {
+			w.T.Fatalf("claimed %v", lanes)
 		}
 	})
 }
 
 func TestOnlySQLitesOneWorkerVoidsLeases(t *testing.T) {
 	each(t, func(w *world) {
-		w.publish("s", touch("a"))
-		w.claimOne("dead")
-		if err := w.store.VoidLeases(w.t.Context()); err != nil {
-			w.t.Fatal(err)
+		w.Publish("s", outboxtest.Touch("a"))
+		w.ClaimOne("dead")
+		if err := w.Store.VoidLeases(w.T.Context()); err != nil {
+			w.T.Fatal(err)
 		}
 		want := 1
-		if w.db.Dialect == database.PostgreSQL {
+		if w.DB.Dialect == database.PostgreSQL {
 			want = 0
 		}
-		if taken := w.takeOver("heir"); len(taken) != want {
-			w.t.Errorf("took over %d lanes, want %d", len(taken), want)
+		if taken := w.TakeOver("heir"); len(taken) != want {
+			w.T.Errorf("took over %d lanes, want %d", len(taken), want)
 		}
 	})
 }

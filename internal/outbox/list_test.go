@@ -11,14 +11,15 @@ import (
 
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/outboxtest"
 )
 
 // list maps the events that match to the states that operators see, in order.
 func (w *world) list(filter outbox.Filter) []string {
-	w.t.Helper()
-	listed, err := w.store.List(w.t.Context(), filter, 0)
+	w.T.Helper()
+	listed, err := w.Store.List(w.T.Context(), filter, 0)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	seen := []string{}
 	for _, e := range listed {
@@ -29,28 +30,28 @@ func (w *world) list(filter outbox.Filter) []string {
 
 // dataOf is the payload that only the event of a media has.
 func (w *world) dataOf(media string) string {
-	w.t.Helper()
-	data, err := json.Marshal(touch(media))
+	w.T.Helper()
+	data, err := json.Marshal(outboxtest.Touch(media))
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	return string(data)
 }
 
 // crowd has a media in every state; those of S2 are in a lane that is held.
 func (w *world) crowd() {
-	w.t.Helper()
-	w.publish("S1", touch("available"), touch("running"), touch("retryable"), touch("completed"), touch("dead"), touch("discarded"))
-	w.publish("S2", touch("held"), touch("held-retryable"), touch("dead-there"))
-	w.publishIn("S2", "staging", touch("elsewhere"))
-	w.want()
+	w.T.Helper()
+	w.Publish("S1", outboxtest.Touch("available"), outboxtest.Touch("running"), outboxtest.Touch("retryable"), outboxtest.Touch("completed"), outboxtest.Touch("dead"), outboxtest.Touch("discarded"))
+	w.Publish("S2", outboxtest.Touch("held"), outboxtest.Touch("held-retryable"), outboxtest.Touch("dead-there"))
+	w.PublishIn("S2", "staging", outboxtest.Touch("elsewhere"))
+	w.Want()
 	// A worker has written these.
 	for media, state := range map[string]string{"running": "running", "retryable": "retryable", "completed": "completed",
 		"dead": "dead", "discarded": "discarded", "held-retryable": "retryable", "dead-there": "dead"} {
-		w.exec(`UPDATE {outbox} SET state = ?, media_id = ? WHERE CAST(data AS text) = ?`, state, media, w.dataOf(media))
+		w.Exec(`UPDATE {outbox} SET state = ?, media_id = ? WHERE CAST(data AS text) = ?`, state, media, w.dataOf(media))
 	}
-	w.exec(`UPDATE {outbox} SET error_class = 'permanent', error_code = 'key_taken' WHERE media_id = 'dead-there'`)
-	w.exec(`UPDATE {lanes} SET held = true WHERE service_id = 'S2' AND environment_id = ''`)
+	w.Exec(`UPDATE {outbox} SET error_class = 'permanent', error_code = 'key_taken' WHERE media_id = 'dead-there'`)
+	w.Exec(`UPDATE {lanes} SET held = true WHERE service_id = 'S2' AND environment_id = ''`)
 }
 
 func TestListShowsWhatMatchesInPublishOrder(t *testing.T) {
@@ -79,7 +80,7 @@ func TestListShowsWhatMatchesInPublishOrder(t *testing.T) {
 			{"an ID that isn't one", outbox.Filter{EventIDs: []string{"x"}}, []string{}},
 		} {
 			if diff := cmp.Diff(c.want, w.list(c.filter)); diff != "" {
-				w.t.Errorf("%s (-want +got):\n%s", c.name, diff)
+				w.T.Errorf("%s (-want +got):\n%s", c.name, diff)
 			}
 		}
 	})
@@ -87,82 +88,82 @@ func TestListShowsWhatMatchesInPublishOrder(t *testing.T) {
 
 func TestListEndsAtItsLimit(t *testing.T) {
 	each(t, func(w *world) {
-		sequences := w.publish("S1", touch("a"), touch("b"), touch("c"))
-		listed, err := w.store.List(w.t.Context(), outbox.Filter{}, 2)
+		sequences := w.Publish("S1", outboxtest.Touch("a"), outboxtest.Touch("b"), outboxtest.Touch("c"))
+		listed, err := w.Store.List(w.T.Context(), outbox.Filter{}, 2)
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		if len(listed) != 2 || listed[0].Sequence != sequences[0] || listed[1].Sequence != sequences[1] {
-			w.t.Errorf("listed %+v of %v", listed, sequences)
+			w.T.Errorf("listed %+v of %v", listed, sequences)
 		}
 	})
 }
 
 func TestStatsCountEveryStateAndTheOldestWait(t *testing.T) {
 	each(t, func(w *world) {
-		empty, err := w.store.Stats(w.t.Context())
+		empty, err := w.Store.Stats(w.T.Context())
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		want := outbox.Stats{Events: map[string]int64{"available": 0, "running": 0, "retryable": 0, "held": 0,
 			"completed": 0, "dead": 0, "discarded": 0}}
 		if diff := cmp.Diff(want, empty); diff != "" {
-			w.t.Errorf("nothing published (-want +got):\n%s", diff)
+			w.T.Errorf("nothing published (-want +got):\n%s", diff)
 		}
 
 		w.crowd()
-		w.publish("S3", touch("of a lane that doesn't exist yet"))
+		w.Publish("S3", outboxtest.Touch("of a lane that doesn't exist yet"))
 		// Held for longest, but no lag: it waits for the customer.
-		w.exec(`UPDATE {outbox} SET created_at = created_at - 3600000000 WHERE CAST(data AS text) = ?`, w.dataOf("held"))
-		w.exec(`UPDATE {outbox} SET created_at = created_at - 60000000 WHERE CAST(data AS text) = ?`, w.dataOf("available"))
-		stats, err := w.store.Stats(w.t.Context())
+		w.Exec(`UPDATE {outbox} SET created_at = created_at - 3600000000 WHERE CAST(data AS text) = ?`, w.dataOf("held"))
+		w.Exec(`UPDATE {outbox} SET created_at = created_at - 60000000 WHERE CAST(data AS text) = ?`, w.dataOf("available"))
+		stats, err := w.Store.Stats(w.T.Context())
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		want.Events = map[string]int64{"available": 3, "running": 1, "retryable": 1, "held": 2, "completed": 1,
 			"dead": 2, "discarded": 1}
 		if diff := cmp.Diff(want.Events, stats.Events); diff != "" {
-			w.t.Errorf("events (-want +got):\n%s", diff)
+			w.T.Errorf("events (-want +got):\n%s", diff)
 		}
 		if stats.OldestAvailableSeconds < 60 || stats.OldestAvailableSeconds > 600 {
-			w.t.Errorf("the oldest available event waits %v s, want a minute", stats.OldestAvailableSeconds)
+			w.T.Errorf("the oldest available event waits %v s, want a minute", stats.OldestAvailableSeconds)
 		}
 	})
 }
 
 // idOf is the event ID of a sequence.
 func (w *world) idOf(sequence int64) string {
-	w.t.Helper()
+	w.T.Helper()
 	return one[string](w, `SELECT CAST(event_id AS text) FROM {outbox} WHERE sequence = ?`, sequence)
 }
 
 func TestShowTellsEveryAttempt(t *testing.T) {
 	each(t, func(w *world) {
-		sequences := w.publish("S1", touch("failed"), touch("done"), touch("waiting"))
-		w.want()
-		w.exec(`INSERT INTO {attempts} (sequence, number, started_at, duration_us, worker, error_class, error_code, error, aws_request_id)
+		sequences := w.Publish("S1", outboxtest.Touch("failed"), outboxtest.Touch("done"), outboxtest.Touch("waiting"))
+		w.Want()
+		w.Exec(`INSERT INTO {attempts} (sequence, number, started_at, duration_us, worker, error_class, error_code, error, aws_request_id)
 			VALUES (?, 1, 1750000000000000, 1500, 'w1', 'transient', 'timeout', 'too slow', 'REQ1'),
 				(?, 2, 1750000001000000, 2000, 'w2', NULL, NULL, NULL, NULL)`, sequences[0], sequences[0])
-		w.exec(`UPDATE {outbox} SET started_at = 1750000000000000, duration_us = 2500, worker = 'w1' WHERE sequence = ?`, sequences[1])
+		w.Exec(`UPDATE {outbox} SET started_at = 1750000000000000, duration_us = 2500, worker = 'w1' WHERE sequence = ?`, sequences[1])
 
 		var got [][]outbox.Attempt
 		for _, sequence := range sequences {
-			shown, err := w.store.Show(w.t.Context(), strings.ToUpper(w.idOf(sequence)))
+			shown, err := w.Store.Show(w.T.Context(), strings.ToUpper(w.idOf(sequence)))
 			if err != nil {
-				w.t.Fatal(err)
+				w.T.Fatal(err)
 			}
 			got = append(got, shown.Attempts)
 		}
 		encoded, err := json.Marshal(got)
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		want := `[[{"number":1,"started_at":"2025-06-15T15:06:40Z","duration_ms":1.5,"worker":"w1","error_class":"transient",` +
 			`"error_code":"timeout","error":"too slow","aws_request_id":"REQ1"},` +
 			`{"number":2,"started_at":"2025-06-15T15:06:41Z","duration_ms":2,"worker":"w2"}],` +
 			`[{"number":1,"started_at":"2025-06-15T15:06:40Z","duration_ms":2.5,"worker":"w1"}],[]]`
 		if diff := cmp.Diff(want, string(encoded)); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 	})
 }
@@ -170,8 +171,8 @@ func TestShowTellsEveryAttempt(t *testing.T) {
 func TestShowKnowsNoOtherEvents(t *testing.T) {
 	each(t, func(w *world) {
 		for _, id := range []string{uuid.NewString(), "x", ""} {
-			if _, err := w.store.Show(w.t.Context(), id); !errors.Is(err, outbox.ErrNotFound) {
-				w.t.Errorf("show %q: %v", id, err)
+			if _, err := w.Store.Show(w.T.Context(), id); !errors.Is(err, outbox.ErrNotFound) {
+				w.T.Errorf("show %q: %v", id, err)
 			}
 		}
 	})
@@ -198,12 +199,12 @@ func TestShowTakesSecretsOutOfTheSource(t *testing.T) {
 			{`["https://cms.example"]`, `["https://cms.example"]`},
 			{`"\u0000"`, `"\u0000"`},
 		} {
-			shown, err := w.store.Show(w.t.Context(), w.idOf(w.insertRaw(w.db, "S1", "", "MediaUploaded", c.data)))
+			shown, err := w.Store.Show(w.T.Context(), w.idOf(w.InsertRaw(w.DB, "S1", "", "MediaUploaded", c.data)))
 			if err != nil {
-				w.t.Fatal(err)
+				w.T.Fatal(err)
 			}
 			if diff := cmp.Diff(c.want, string(shown.Data)); diff != "" {
-				w.t.Errorf("%s: %s", c.data, diff)
+				w.T.Errorf("%s: %s", c.data, diff)
 			}
 		}
 	})
@@ -211,11 +212,11 @@ func TestShowTakesSecretsOutOfTheSource(t *testing.T) {
 
 func TestWhatNoWorkerHasSeenYetIsListedAsWhatItIs(t *testing.T) {
 	each(t, func(w *world) {
-		w.publish("S1", touch("first"))
-		w.want()
-		w.exec(`UPDATE {lanes} SET held = true`)
-		w.publish("S1", touch("waits"), touch("other"))
-		w.publish("S2", touch("waits"))
+		w.Publish("S1", outboxtest.Touch("first"))
+		w.Want()
+		w.Exec(`UPDATE {lanes} SET held = true`)
+		w.Publish("S1", outboxtest.Touch("waits"), outboxtest.Touch("other"))
+		w.Publish("S2", outboxtest.Touch("waits"))
 		for _, c := range []struct {
 			name   string
 			filter outbox.Filter
@@ -228,20 +229,20 @@ func TestWhatNoWorkerHasSeenYetIsListedAsWhatItIs(t *testing.T) {
 			{"a media of a service", outbox.Filter{MediaID: "waits", ServiceID: "S2"}, []string{"waits available"}},
 		} {
 			if diff := cmp.Diff(c.want, w.list(c.filter)); diff != "" {
-				w.t.Errorf("%s (-want +got):\n%s", c.name, diff)
+				w.T.Errorf("%s (-want +got):\n%s", c.name, diff)
 			}
 		}
-		shown, err := w.store.Show(w.t.Context(), w.idOf(2))
+		shown, err := w.Store.Show(w.T.Context(), w.idOf(2))
 		if err != nil || shown.MediaID != "waits" || shown.State != outbox.Held {
-			w.t.Errorf("shown is %+v, %v", shown.Listed, err)
+			w.T.Errorf("shown is %+v, %v", shown.Listed, err)
 		}
-		cut, err := w.store.List(w.t.Context(), outbox.Filter{MediaID: "waits"}, 1)
+		cut, err := w.Store.List(w.T.Context(), outbox.Filter{MediaID: "waits"}, 1)
 		if err != nil || len(cut) != 1 || cut[0].ServiceID != "S1" {
-			w.t.Errorf("at most one of the media: %+v, %v", cut, err)
+			w.T.Errorf("at most one of the media: %+v, %v", cut, err)
 		}
-		stats, err := w.store.Stats(w.t.Context())
+		stats, err := w.Store.Stats(w.T.Context())
 		if err != nil || stats.Events[outbox.Held] != 3 || stats.Events[outbox.Available] != 1 {
-			w.t.Errorf("stats are %+v, %v", stats, err)
+			w.T.Errorf("stats are %+v, %v", stats, err)
 		}
 	})
 }
@@ -251,7 +252,7 @@ func TestWhatIsNestedTooDeeplyIsShownAsText(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, dbtest.PostgreSQL(t))
 	data := `{"a":` + strings.Repeat(`[`, 10_001) + strings.Repeat(`]`, 10_001) + `}`
-	shown, err := w.store.Show(t.Context(), w.idOf(w.insertRaw(w.db, "S1", "", "MediaUploaded", data)))
+	shown, err := w.Store.Show(t.Context(), w.idOf(w.InsertRaw(w.DB, "S1", "", "MediaUploaded", data)))
 	if err != nil {
 		t.Fatal(err)
 	}

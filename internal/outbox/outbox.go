@@ -1,13 +1,14 @@
-// Package outbox holds events at rest and gives them out: it leases lanes to
-// workers, keeps the order of events that share a media or a file name, and
-// records how each ended.
+// Package outbox holds events at rest: it leases lanes to workers, keeps what
+// waits for an earlier event that shares a media or a file name, and records how
+// each ended.
 //
 // A lane is one environment of one service; an event's row names it. A worker
 // leases lanes, not events. A lane's one holder reads the lane's unfinished
-// events straight from the table and decides in memory which may start. No
-// transaction is open while a handler runs. An event's row is written when the
-// event ends, waits, or runs for a while. Every such write carries the lease's
-// token, so a worker that lost its lease changes nothing (fencing).
+// events straight from the table; package subscriber decides in its memory which
+// may start. No transaction is open while a handler runs. An event's row is
+// written when the event ends, waits, or runs for a while. Every such write
+// carries the lease's token, so a worker that lost its lease changes nothing
+// (fencing).
 //
 // docs/architecture.md has the states of an event, and what moves it between
 // them; docs/decisions/0003-lanes.md tells why the package is made so.
@@ -236,14 +237,14 @@ func NameResource(fileName string) string { return "n:" + fileName }
 
 // Shares tells whether the event is ordered by a resource.
 func (e *Event) Shares(resource string) bool {
-	return slices.Contains(resources(e.Resources), resource)
+	return slices.Contains(e.OrderedBy(), resource)
 }
 
-// resources reads the column of that name.
-func resources(column string) []string {
+// OrderedBy are the resources that order the event within its lane.
+func (e *Event) OrderedBy() []string {
 	var list []string
 	// We wrote it: what doesn't parse orders nothing.
-	_ = json.Unmarshal([]byte(column), &list)
+	_ = json.Unmarshal([]byte(e.Resources), &list)
 	return list
 }
 

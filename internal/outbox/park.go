@@ -22,11 +22,14 @@ type hold struct {
 
 func holdsOf(e *Event) []hold {
 	var list []hold
-	for _, r := range resources(e.Resources) {
+	for _, r := range e.OrderedBy() {
 		list = append(list, hold{e.LaneID, r, e.Sequence})
 	}
 	return list
 }
+
+// ErrLeaseLost tells that another worker has the lane, or may have it soon.
+var ErrLeaseLost = errors.New("the lane's lease was lost")
 
 // Parking is what Park found of a lane's events.
 type Parking struct {

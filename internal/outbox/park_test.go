@@ -11,56 +11,57 @@ import (
 
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/outboxtest"
 )
 
 // runAll runs a lane, one event after the other, as its holder would: what
 // must wait is parked, the lowest event that is left completes. The events in
 // broken are left to their retry.
 func (w *world) runAll(lane outbox.Lane, broken ...int64) []int64 {
-	w.t.Helper()
+	w.T.Helper()
 	order := []int64{}
 	for range 10_000 {
-		found := w.read(lane.LaneID)
+		found := w.Read(lane.LaneID)
 		slices.SortFunc(found, func(a, b *outbox.Event) int { return int(a.Sequence - b.Sequence) })
-		parked := w.park(lane, nil, found...)
+		parked := w.Park(lane, nil, found...)
 		at := slices.IndexFunc(found, func(e *outbox.Event) bool { return !slices.Contains(parked, e.Sequence) })
 		if at < 0 {
 			return order
 		}
 		if slices.Contains(broken, found[at].Sequence) {
-			w.settleEvent(lane, found[at], retryIn(time.Hour))
+			w.SettleEvent(lane, found[at], outboxtest.RetryIn(time.Hour))
 			continue
 		}
-		w.settleEvent(lane, found[at], done)
+		w.SettleEvent(lane, found[at], outboxtest.Done)
 		order = append(order, found[at].Sequence)
 	}
-	w.t.Fatalf("the lane never comes to rest\n%s", w.dump())
+	w.T.Fatalf("the lane never comes to rest\n%s", w.Dump())
 	return nil
 }
 
 func TestARetryHoldsBackOnlyWhatSharesAMediaOrName(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s",
-			touch("a", "x"),      // 0: fails
-			touch("b", "y"),      // 1: shares nothing
-			touch("a", "z"),      // 2: the media
-			touch("c", "x"),      // 3: the name
-			touch("d", "p", "x"), // 4: the name, as a target
-			touch("e", "z"),      // 5: the name of what waits
-			touch("f", "q"),      // 6: nothing
+		list := w.Publish("s",
+			outboxtest.Touch("a", "x"),      // 0: fails
+			outboxtest.Touch("b", "y"),      // 1: shares nothing
+			outboxtest.Touch("a", "z"),      // 2: the media
+			outboxtest.Touch("c", "x"),      // 3: the name
+			outboxtest.Touch("d", "p", "x"), // 4: the name, as a target
+			outboxtest.Touch("e", "z"),      // 5: the name of what waits
+			outboxtest.Touch("f", "q"),      // 6: nothing
 		)
-		lane := w.claimOne("w")
+		lane := w.ClaimOne("w")
 		ran := w.runAll(lane, list[0])
 		if diff := cmp.Diff([]int64{list[1], list[6]}, ran); diff != "" {
-			w.t.Errorf("ran while the first waited for its retry: %s", diff)
+			w.T.Errorf("ran while the first waited for its retry: %s", diff)
 		}
-		w.promote()
+		w.Promote()
 		ran = w.runAll(lane)
 		if diff := cmp.Diff([]int64{list[0], list[2], list[3], list[4], list[5]}, ran); diff != "" {
-			w.t.Errorf("ran after that: %s", diff)
+			w.T.Errorf("ran after that: %s", diff)
 		}
 		if n := one[int](w, `SELECT count(*) FROM {holds}`); n > 0 {
-			w.t.Errorf("%d holds are left", n)
+			w.T.Errorf("%d holds are left", n)
 		}
 	})
 }
@@ -73,50 +74,50 @@ func TestALongChainBehindARetryRunsInOrder(t *testing.T) {
 			if i%3 == 2 {
 				media = "b" // crosses over by a name
 			}
-			chain = append(chain, w.publish("s", touch(media, "n"+string(rune('0'+i%2)), "shared"))...)
+			chain = append(chain, w.Publish("s", outboxtest.Touch(media, "n"+string(rune('0'+i%2)), "shared"))...)
 		}
-		lane := w.claimOne("w")
+		lane := w.ClaimOne("w")
 		if ran := w.runAll(lane, chain[0]); len(ran) > 0 {
-			w.t.Errorf("ran %v", ran)
+			w.T.Errorf("ran %v", ran)
 		}
 		if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE NOT parked`); n > 0 {
-			w.t.Errorf("%d events fill the lane's window while they wait", n)
+			w.T.Errorf("%d events fill the lane's window while they wait", n)
 		}
-		w.promote()
+		w.Promote()
 		if diff := cmp.Diff(chain, w.runAll(lane)); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 	})
 }
 
 func TestEachRetryOfAChainHoldsBackTheRest(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("a"), touch("a"))
-		lane := w.claimOne("w")
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("a"), outboxtest.Touch("a"))
+		lane := w.ClaimOne("w")
 		w.runAll(lane, list[0])
-		w.promote()
+		w.Promote()
 		if diff := cmp.Diff([]int64{list[0]}, w.runAll(lane, list[1])); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
-		w.promote()
+		w.Promote()
 		if diff := cmp.Diff([]int64{list[1], list[2]}, w.runAll(lane)); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 	})
 }
 
 func TestADeadEventLetsGoOfWhatWaits(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("a"))
-		lane := w.claimOne("w")
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("a"))
+		lane := w.ClaimOne("w")
 		w.runAll(lane, list[0])
-		w.promote()
-		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Die, Failure: ruined})
+		w.Promote()
+		w.Settle(lane, list[0], outbox.Verdict{Kind: outbox.Die, Failure: outboxtest.Ruined})
 		if diff := cmp.Diff([]int64{list[1]}, w.runAll(lane)); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
-		if got := w.state(list[0]); got != "dead source_gone" {
-			w.t.Errorf("the first is %s", got)
+		if got := w.State(list[0]); got != "dead source_gone" {
+			w.T.Errorf("the first is %s", got)
 		}
 	})
 }
@@ -124,21 +125,21 @@ func TestADeadEventLetsGoOfWhatWaits(t *testing.T) {
 func TestALateEventTakesItsPlaceInTheOrder(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, dbtest.PostgreSQL(t))
-	first := w.publish("s", touch("a"))[0]
-	late, err := w.db.BeginTxx(t.Context(), nil)
+	first := w.Publish("s", outboxtest.Touch("a"))[0]
+	late, err := w.DB.BeginTxx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer late.Rollback()
-	second := w.insert(late, "s", "", touch("a"))
-	third := w.publish("s", touch("a"))[0]
-	lane := w.claimOne("w")
+	second := w.Insert(late, "s", "", outboxtest.Touch("a"))
+	third := w.Publish("s", outboxtest.Touch("a"))[0]
+	lane := w.ClaimOne("w")
 	w.runAll(lane, first) // the third is parked behind it
 	if err := late.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	w.runAll(lane)
-	w.promote()
+	w.Promote()
 	if diff := cmp.Diff([]int64{first, second, third}, w.runAll(lane)); diff != "" {
 		t.Error(diff)
 	}
@@ -148,33 +149,33 @@ func TestALateEventTakesItsPlaceInTheOrder(t *testing.T) {
 // waits for it fills the window.
 func TestWhatWaitsForALongEventLeavesTheWindow(t *testing.T) {
 	each(t, func(w *world) {
-		long := w.publish("s", touch("a"))[0]
+		long := w.Publish("s", outboxtest.Touch("a"))[0]
 		var waiting []int64
 		for range 40 {
-			waiting = append(waiting, w.publish("s", touch("a"))...)
+			waiting = append(waiting, w.Publish("s", outboxtest.Touch("a"))...)
 		}
-		other := w.publish("s", touch("b"))[0]
-		lane := w.claimOne("w")
-		running := w.event(lane.LaneID, long)
-		found := w.read(lane.LaneID)
-		parked := w.park(lane, []*outbox.Event{running}, found[1:]...)
+		other := w.Publish("s", outboxtest.Touch("b"))[0]
+		lane := w.ClaimOne("w")
+		running := w.Event(lane.LaneID, long)
+		found := w.Read(lane.LaneID)
+		parked := w.Park(lane, []*outbox.Event{running}, found[1:]...)
 		if diff := cmp.Diff(waiting, parked); diff != "" {
-			w.t.Fatal(diff)
+			w.T.Fatal(diff)
 		}
-		if diff := cmp.Diff([]int64{long, other}, sequences(w.read(lane.LaneID))); diff != "" {
-			w.t.Error(diff)
+		if diff := cmp.Diff([]int64{long, other}, outboxtest.Sequences(w.Read(lane.LaneID))); diff != "" {
+			w.T.Error(diff)
 		}
 		running.Holding = true
-		w.settleEvent(lane, running, done)
+		w.SettleEvent(lane, running, outboxtest.Done)
 		want := append(slices.Clone(waiting), other)
 		slices.Sort(want)
 		got := w.runAll(lane)
 		slices.Sort(got)
 		if diff := cmp.Diff(want, got); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
-		if diff := cmp.Diff(waiting, slices.DeleteFunc(w.effects(), func(s int64) bool { return s == other || s == long })); diff != "" {
-			w.t.Errorf("the order: %s", diff)
+		if diff := cmp.Diff(waiting, slices.DeleteFunc(w.Effects(), func(s int64) bool { return s == other || s == long })); diff != "" {
+			w.T.Errorf("the order: %s", diff)
 		}
 	})
 }
@@ -187,24 +188,24 @@ func TestParkingAndReleasingNeverMissEachOther(t *testing.T) {
 	const pairs = 60
 	for i := range pairs {
 		media := string(rune('A' + i))
-		w.publish("s", touch(media), touch(media))
+		w.Publish("s", outboxtest.Touch(media), outboxtest.Touch(media))
 	}
-	lane := w.claimOne("w")
-	found := w.read(lane.LaneID)
+	lane := w.ClaimOne("w")
+	found := w.Read(lane.LaneID)
 	for i := 0; i < len(found); i += 2 {
-		w.settleEvent(lane, found[i], retryIn(time.Hour))
+		w.SettleEvent(lane, found[i], outboxtest.RetryIn(time.Hour))
 	}
-	w.promote()
+	w.Promote()
 	for i := 0; i < len(found); i += 2 {
-		first, second := w.event(lane.LaneID, found[i].Sequence), found[i+1]
+		first, second := w.Event(lane.LaneID, found[i].Sequence), found[i+1]
 		var both sync.WaitGroup
-		both.Go(func() { w.settleEvent(lane, first, done) })
-		both.Go(func() { w.park(lane, nil, second) })
+		both.Go(func() { w.SettleEvent(lane, first, outboxtest.Done) })
+		both.Go(func() { w.Park(lane, nil, second) })
 		both.Wait()
-		if !slices.Contains(sequences(w.read(lane.LaneID)), second.Sequence) {
-			t.Fatalf("pair %d: the second waits for ever\n%s", i/2, w.dump())
+		if !slices.Contains(outboxtest.Sequences(w.Read(lane.LaneID)), second.Sequence) {
+			t.Fatalf("pair %d: the second waits for ever\n%s", i/2, w.Dump())
 		}
-		w.settle(lane, second.Sequence, done)
+		w.Settle(lane, second.Sequence, outboxtest.Done)
 	}
 	if n := one[int](w, `SELECT count(*) FROM {holds}`); n > 0 {
 		t.Errorf("%d holds are left", n)
@@ -213,51 +214,51 @@ func TestParkingAndReleasingNeverMissEachOther(t *testing.T) {
 
 func TestAnEventDefersBehindAnotherMedia(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a", "x"), touch("b", "y"))
-		lane := w.claimOne("w")
-		w.settle(lane, list[0], retryIn(time.Hour))
-		w.settle(lane, list[1], outbox.Verdict{Kind: outbox.Defer, Behind: []string{"m:a"}})
-		if got := w.state(list[1]); got != "available" {
-			w.t.Errorf("the deferred event is %s", got)
+		list := w.Publish("s", outboxtest.Touch("a", "x"), outboxtest.Touch("b", "y"))
+		lane := w.ClaimOne("w")
+		w.Settle(lane, list[0], outboxtest.RetryIn(time.Hour))
+		w.Settle(lane, list[1], outbox.Verdict{Kind: outbox.Defer, Behind: []string{"m:a"}})
+		if got := w.State(list[1]); got != "available" {
+			w.T.Errorf("the deferred event is %s", got)
 		}
 		if ran := w.runAll(lane); len(ran) > 0 {
-			w.t.Errorf("ran %v although it waits for media a", ran)
+			w.T.Errorf("ran %v although it waits for media a", ran)
 		}
-		w.promote()
+		w.Promote()
 		if diff := cmp.Diff(list, w.runAll(lane)); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 		if n := one[int](w, `SELECT sum(attempt_count) FROM {outbox} WHERE sequence = ?`, list[1]); n != 1 {
-			w.t.Errorf("deferring used up an attempt: %d count", n)
+			w.T.Errorf("deferring used up an attempt: %d count", n)
 		}
 	})
 }
 
 func TestADeferredEventComesBackWithoutHavingLostAnAttempt(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("a"))
-		lane := w.claimOne("w")
-		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour})
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("a"))
+		lane := w.ClaimOne("w")
+		w.Settle(lane, list[0], outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour})
 		if ran := w.runAll(lane); len(ran) > 0 {
-			w.t.Errorf("ran %v before the deferred one", ran)
+			w.T.Errorf("ran %v before the deferred one", ran)
 		}
-		w.promote()
+		w.Promote()
 		if diff := cmp.Diff(list, w.runAll(lane)); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n != 0 {
-			w.t.Errorf("%d attempts are kept of what was only deferred", n)
+			w.T.Errorf("%d attempts are kept of what was only deferred", n)
 		}
 	})
 }
 
 func TestAnInterruptedEventIsReadAgainBelowTheCursor(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("b"))
-		lane := w.claimOne("w")
-		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Yield, Failure: trouble})
-		if diff := cmp.Diff([]int64{list[0]}, sequences(w.readAfter(lane.LaneID, list[1]))); diff != "" {
-			w.t.Error(diff)
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"))
+		lane := w.ClaimOne("w")
+		w.Settle(lane, list[0], outbox.Verdict{Kind: outbox.Yield, Failure: outboxtest.Trouble})
+		if diff := cmp.Diff([]int64{list[0]}, outboxtest.Sequences(w.ReadAfter(lane.LaneID, list[1]))); diff != "" {
+			w.T.Error(diff)
 		}
 	})
 }
@@ -267,18 +268,18 @@ func TestReadingFindsRequeuedEventsBehindThoseItHas(t *testing.T) {
 	each(t, func(w *world) {
 		var list []int64
 		for range 20 {
-			list = append(list, w.publish("s", touch("a"))...)
+			list = append(list, w.Publish("s", outboxtest.Touch("a"))...)
 		}
-		lane := w.claimOne("w")
-		for _, e := range w.read(lane.LaneID) {
-			w.settleEvent(lane, e, outbox.Verdict{Kind: outbox.Yield, Failure: trouble})
+		lane := w.ClaimOne("w")
+		for _, e := range w.Read(lane.LaneID) {
+			w.SettleEvent(lane, e, outbox.Verdict{Kind: outbox.Yield, Failure: outboxtest.Trouble})
 		}
-		found, err := w.store.Read(w.t.Context(), []outbox.Reading{{LaneID: lane.LaneID, After: list[19], UpTo: math.MaxInt64, Limit: 3, Known: 10}})
+		found, err := w.Store.Read(w.T.Context(), []outbox.Reading{{LaneID: lane.LaneID, After: list[19], UpTo: math.MaxInt64, Limit: 3, Known: 10}})
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
-		if diff := cmp.Diff(list[:13], sequences(found)); diff != "" {
-			w.t.Error(diff)
+		if diff := cmp.Diff(list[:13], outboxtest.Sequences(found)); diff != "" {
+			w.T.Error(diff)
 		}
 	})
 }

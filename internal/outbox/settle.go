@@ -64,14 +64,14 @@ func stillHeld(events []*Event, held []Holding, leases map[int64]lease) []*Event
 	return mine
 }
 
-// releases tells whether what is parked may have waited for the event. A
+// Releases tells whether what is parked may have waited for the event. A
 // deletion also ends what other parked events wait for.
-func (s *Settlement) releases() bool {
+func (s *Settlement) Releases() bool {
 	return s.Ends() && (s.Event.Holding || s.Event.Type == events.EnvironmentDeletedType)
 }
 
-// blocks tells whether the attempt showed that the integration is broken.
-func (v *Verdict) blocks() bool {
+// Blocks tells whether the attempt showed that the integration is broken.
+func (v *Verdict) Blocks() bool {
 	return v.Kind == Yield && v.Failure != nil && v.Failure.Class == failure.Integration
 }
 
@@ -104,7 +104,7 @@ func (s *Store) Settle(ctx context.Context, settlements []*Settlement) error {
 		lock := shared
 		for i, st := range settlements {
 			held[i] = Holding{LaneID: st.Event.LaneID, Token: st.Token}
-			if !st.Ends() || st.releases() {
+			if !st.Ends() || st.Releases() {
 				lock = exclusive
 			}
 		}
@@ -159,7 +159,7 @@ func (s *Store) followUp(ctx context.Context, tx *sqlx.Tx, settled []*Settlement
 	}
 	var ended []*Event
 	for _, st := range settled {
-		if st.releases() {
+		if st.Releases() {
 			ended = append(ended, st.Event)
 		}
 	}
@@ -325,7 +325,7 @@ func newUpdate(st *Settlement) update {
 		Worker:   st.Worker,
 	}
 	if behind := st.newlyBehind(); len(behind) > 0 {
-		u.Resources = mustJSON(append(resources(e.Resources), behind...))
+		u.Resources = mustJSON(append(e.OrderedBy(), behind...))
 	}
 	if st.Failure != nil {
 		class, code, words := string(st.Failure.Class), st.Failure.Code, text(st.Failure.Error())

@@ -16,21 +16,22 @@ import (
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
+	"github.com/ownbucket/ownbucket/internal/outboxtest"
 )
 
 // An attempt is kept as it was, whatever follows.
 func TestEveryAttemptIsKept(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("b"))
-		lane := w.claimOne("w")
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"))
+		lane := w.ClaimOne("w")
 		refused := failure.New(failure.Transient, failure.Throttled, "slow down\x00\xff").WithRequestID("REQ1")
-		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Retry, Failure: refused, Delay: time.Hour})
-		w.promote()
-		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Yield, Failure: failure.New(failure.Interrupted, failure.Canceled, "shutdown")})
-		w.settle(lane, list[0], outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour})
-		w.promote()
-		w.settle(lane, list[0], done)
-		w.settle(lane, list[1], done)
+		w.Settle(lane, list[0], outbox.Verdict{Kind: outbox.Retry, Failure: refused, Delay: time.Hour})
+		w.Promote()
+		w.Settle(lane, list[0], outbox.Verdict{Kind: outbox.Yield, Failure: failure.New(failure.Interrupted, failure.Canceled, "shutdown")})
+		w.Settle(lane, list[0], outbox.Verdict{Kind: outbox.Defer, Delay: time.Hour})
+		w.Promote()
+		w.Settle(lane, list[0], outboxtest.Done)
+		w.Settle(lane, list[1], outboxtest.Done)
 
 		type attempt struct {
 			Number    int     `db:"number"`
@@ -41,9 +42,9 @@ func TestEveryAttemptIsKept(t *testing.T) {
 			RequestID *string `db:"aws_request_id"`
 		}
 		var got []attempt
-		if err := w.db.SelectContext(w.t.Context(), &got, w.db.SQL(`SELECT number, worker, error_class, error_code, error,
+		if err := w.DB.SelectContext(w.T.Context(), &got, w.DB.SQL(`SELECT number, worker, error_class, error_code, error,
 			aws_request_id FROM {attempts} ORDER BY sequence, number`)); err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		want := []attempt{
 			{1, "settler", ref("transient"), ref("throttled"), ref("slow down\uFFFD\uFFFD"), ref("REQ1")},
@@ -51,7 +52,7 @@ func TestEveryAttemptIsKept(t *testing.T) {
 			{3, "settler", nil, nil, nil, nil},
 		}
 		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 		type counts struct {
 			State    string  `db:"state"`
@@ -59,13 +60,13 @@ func TestEveryAttemptIsKept(t *testing.T) {
 			Worker   *string `db:"worker"`
 		}
 		var events []counts
-		if err := w.db.SelectContext(w.t.Context(), &events, w.db.SQL(`
+		if err := w.DB.SelectContext(w.T.Context(), &events, w.DB.SQL(`
 			SELECT state, attempt_count, worker FROM {outbox} ORDER BY sequence`)); err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		// A first attempt that succeeds stands in the event's own row.
 		if diff := cmp.Diff([]counts{{"completed", 2, nil}, {"completed", 1, ref("settler")}}, events); diff != "" {
-			w.t.Error(diff)
+			w.T.Error(diff)
 		}
 	})
 }
@@ -73,32 +74,32 @@ func TestEveryAttemptIsKept(t *testing.T) {
 // The caller doesn't know whether a commit that failed took place.
 func TestSettlingTwiceIsSettlingOnce(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"), touch("b"), touch("b"))
-		lane := w.claimOne("w")
+		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"), outboxtest.Touch("b"))
+		lane := w.ClaimOne("w")
 		batch := []*outbox.Settlement{
-			settlement(lane, w.event(lane.LaneID, list[0]), done),
-			settlement(lane, w.event(lane.LaneID, list[1]), retryIn(time.Hour)),
+			outboxtest.Settlement(lane, w.Event(lane.LaneID, list[0]), outboxtest.Done),
+			outboxtest.Settlement(lane, w.Event(lane.LaneID, list[1]), outboxtest.RetryIn(time.Hour)),
 		}
 		for range 2 {
-			if err := w.store.Settle(w.t.Context(), batch); err != nil {
-				w.t.Fatal(err)
+			if err := w.Store.Settle(w.T.Context(), batch); err != nil {
+				w.T.Fatal(err)
 			}
 		}
 		if n := one[int](w, `SELECT sum(attempt_count) FROM {outbox}`); n != 2 {
-			w.t.Errorf("%d attempts count", n)
+			w.T.Errorf("%d attempts count", n)
 		}
 		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n != 1 {
-			w.t.Errorf("%d attempts are kept", n)
+			w.T.Errorf("%d attempts are kept", n)
 		}
-		w.park(lane, nil, w.event(lane.LaneID, list[2]))
-		w.promote()
-		w.settle(lane, list[1], done)
-		if err := w.store.Settle(w.t.Context(), batch[1:]); err != nil {
-			w.t.Fatal(err)
+		w.Park(lane, nil, w.Event(lane.LaneID, list[2]))
+		w.Promote()
+		w.Settle(lane, list[1], outboxtest.Done)
+		if err := w.Store.Settle(w.T.Context(), batch[1:]); err != nil {
+			w.T.Fatal(err)
 		}
-		w.settle(lane, list[2], done)
+		w.Settle(lane, list[2], outboxtest.Done)
 		if n := one[int](w, `SELECT count(*) FROM {holds}`); n != 0 {
-			w.t.Errorf("holds of ended events are left:\n%s", w.dump())
+			w.T.Errorf("holds of ended events are left:\n%s", w.Dump())
 		}
 	})
 }
@@ -106,16 +107,16 @@ func TestSettlingTwiceIsSettlingOnce(t *testing.T) {
 // All that a transaction of settling does is undone together.
 func TestWhatTheRecorderRefusesIsNotSettled(t *testing.T) {
 	each(t, func(w *world) {
-		list := w.publish("s", touch("a"))
-		lane := w.claimOne("w")
+		list := w.Publish("s", outboxtest.Touch("a"))
+		lane := w.ClaimOne("w")
 		refusal := errors.New("no")
-		store := outbox.New(w.db, &recorder{db: w.db, refuse: func(*outbox.Settlement) error { return refusal }})
-		err := store.Settle(w.t.Context(), []*outbox.Settlement{settlement(lane, w.event(lane.LaneID, list[0]), done)})
+		store := outbox.New(w.DB, &outboxtest.Recorder{DB: w.DB, Refuse: func(*outbox.Settlement) error { return refusal }})
+		err := store.Settle(w.T.Context(), []*outbox.Settlement{outboxtest.Settlement(lane, w.Event(lane.LaneID, list[0]), outboxtest.Done)})
 		if !errors.Is(err, refusal) {
-			w.t.Fatalf("got %v", err)
+			w.T.Fatalf("got %v", err)
 		}
-		if got := w.state(list[0]); got != "available" {
-			w.t.Errorf("the event is %s", got)
+		if got := w.State(list[0]); got != "available" {
+			w.T.Errorf("the event is %s", got)
 		}
 	})
 }
@@ -133,20 +134,20 @@ func TestNoDeadlocks(t *testing.T) {
 	const lanes = 9
 	for range 20 {
 		for i := range lanes {
-			w.publish(string(rune('A'+i)), touch("a"), touch("b"), touch("b", "x", "y"))
+			w.Publish(string(rune('A'+i)), outboxtest.Touch("a"), outboxtest.Touch("b"), outboxtest.Touch("b", "x", "y"))
 		}
 	}
-	w.want()
-	leased := w.claim("w")
+	w.Want()
+	leased := w.Claim("w")
 	var working sync.WaitGroup
 	for worker := range 3 {
 		mine := leased[worker*3 : worker*3+3]
 		var held []outbox.Holding
 		for _, lane := range mine {
-			held = append(held, holdingOf(lane))
+			held = append(held, outboxtest.HoldingOf(lane))
 		}
 		slices.Reverse(held)
-		store := w.another()
+		store := w.Another()
 		read := func() (found []*outbox.Event) {
 			for _, lane := range mine {
 				events, err := store.Read(t.Context(), []outbox.Reading{{LaneID: lane.LaneID, UpTo: math.MaxInt64, Limit: 5}})
@@ -166,11 +167,11 @@ func TestNoDeadlocks(t *testing.T) {
 						continue // it waits, and may be parked meanwhile
 					}
 					lane := mine[slices.IndexFunc(mine, func(l outbox.Lane) bool { return l.LaneID == e.LaneID })]
-					verdict := done
+					verdict := outboxtest.Done
 					if rand.IntN(3) == 0 {
-						verdict = retryIn(0)
+						verdict = outboxtest.RetryIn(0)
 					}
-					batch = append(batch, settlement(lane, e, verdict))
+					batch = append(batch, outboxtest.Settlement(lane, e, verdict))
 				}
 				if err := store.Settle(t.Context(), batch); err != nil {
 					t.Error(err)
@@ -187,18 +188,18 @@ func TestNoDeadlocks(t *testing.T) {
 					waiting := slices.DeleteFunc(slices.Clone(found), func(e *outbox.Event) bool {
 						return e.LaneID != lane.LaneID || e.Sequence%2 == 1
 					})
-					if _, err := store.Park(t.Context(), holdingOf(lane), nil, waiting); err != nil {
+					if _, err := store.Park(t.Context(), outboxtest.HoldingOf(lane), nil, waiting); err != nil {
 						t.Error(err)
 					}
 				}
 				if _, _, err := store.Promote(t.Context()); err != nil {
 					t.Error(err)
 				}
-				w.publish("A", touch("c"))
-				if err := store.WantAll(t.Context()); err != nil {
+				w.Publish("A", outboxtest.Touch("c"))
+				if err := outboxtest.Want(t.Context(), store); err != nil {
 					t.Error(err)
 				}
-				if _, _, err := store.Renew(t.Context(), held, lease); err != nil {
+				if _, _, err := store.Renew(t.Context(), held, outboxtest.Lease); err != nil {
 					t.Error(err)
 				}
 			}
@@ -209,8 +210,8 @@ func TestNoDeadlocks(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	w.db = dbtest.Open(t, url)
-	w.await("the connections end", func() bool {
+	w.DB = dbtest.Open(t, url)
+	w.Await("the connections end", func() bool {
 		return one[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()`) == 1
 	})
 	if n := one[int](w, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); n > 0 {

@@ -1,0 +1,90 @@
+package subscriber
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/outbox"
+)
+
+// deliver hands one event to its handler and waits for what becomes of it.
+func (s *Subscriber) deliver(l *lane, e *entry, d *outbox.Delivery) {
+	if err := s.handle(l, d); err != nil {
+		s.config.Logger.Error("event was not handled", "event_id", e.event.EventID, "error", err)
+	}
+	verdict := d.Verdict()
+	if verdict == nil {
+		cause := context.Cause(l.ctx)
+		if cause == nil {
+			cause = errors.New("its handler came to no verdict")
+		}
+		verdict = &outbox.Verdict{Kind: outbox.Yield, Failure: failure.New(failure.Interrupted, failure.Canceled,
+			"the attempt was interrupted: %w", cause)}
+	}
+	s.returned(l, e, verdict)
+	s.results <- &result{lane: l, entry: e, settled: outbox.Settlement{
+		Event: e.event, Token: l.Token, Worker: s.config.Worker,
+		Started: d.Started, Duration: time.Since(d.Started), Verdict: *verdict,
+	}}
+}
+
+func (s *Subscriber) handle(l *lane, d *outbox.Delivery) error {
+	if l.LapseCount > 0 {
+		// Events of this lane may bring workers down: know which had begun.
+		held := []outbox.Holding{{LaneID: l.LaneID, Token: l.Token}}
+		if err := s.store.MarkRunning(l.ctx, held, []*outbox.Event{d.Event}); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-l.ctx.Done(): // the lane was lost between its start and here
+		return nil
+	default:
+	}
+	topic, known := s.topics[d.Event.Type]
+	if !known {
+		d.Settle(refused(d.Event))
+		return nil
+	}
+	msg := message.NewMessageWithContext(outbox.WithDelivery(l.ctx, d), d.Event.EventID, d.Event.Data)
+	metadata, err := readMetadata(d.Event.Metadata)
+	if err != nil {
+		s.config.Logger.Warn("metadata of an event can't be read", "event_id", d.Event.EventID, "error", err)
+	}
+	msg.Metadata = metadata
+	select {
+	case topic <- msg:
+	case <-l.ctx.Done():
+		return nil
+	}
+	// The handler honours the context; its answer is waited for all the same,
+	// so that nothing of it goes on unseen.
+	select {
+	case <-msg.Acked():
+	case <-msg.Nacked():
+	}
+	return nil
+}
+
+// refused is the end of an event of a type that has no handler.
+func refused(e *outbox.Event) outbox.Verdict {
+	_, err := e.Parse()
+	return outbox.Verdict{Kind: outbox.Die, Refused: true, Failure: failure.New(failure.Permanent, failure.InvalidEvent, "%w", err)}
+}
+
+func readMetadata(data []byte) (message.Metadata, error) {
+	metadata := message.Metadata{}
+	if len(data) == 0 || string(data) == "{}" {
+		return metadata, nil
+	}
+	if err := json.Unmarshal(data, &metadata); err != nil {
+		return message.Metadata{}, fmt.Errorf("not an object of strings: %w", err)
+	}
+	return metadata, nil
+}
