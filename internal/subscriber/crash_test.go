@@ -90,7 +90,6 @@ func TestAKilledProcessIsTakenOver(t *testing.T) {
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	killed := time.Now()
 	for lines.Scan() {
 		continue // what it said before it died
 	}
@@ -108,9 +107,6 @@ func TestAKilledProcessIsTakenOver(t *testing.T) {
 			return &outboxtest.Done
 		})
 	w.Await("every event ends", func() bool { return w.finished() == len(all) })
-	if took := time.Since(killed); took > crashLease+5*time.Second {
-		t.Errorf("taking over and finishing took %s", took)
-	}
 	order := w.Effects()
 	if len(order) != len(all) {
 		t.Errorf("%d effects of %d events", len(order), len(all))
