@@ -18,10 +18,10 @@ func scalingScenarios() []scenario {
 // scaling sets worker processes beside each other on one database.
 func scaling(ctx context.Context, e *environment) ([]row, error) {
 	const name = "scaling-out/20ms"
-	names := map[int]string{1: "1 worker", 2: "2 workers", 4: "4 workers"}
+	names := map[int]string{1: "1 worker", 2: "2 workers", 4: "4 workers", 10: "10 workers"}
 	events, longest := pick(e.scale, 20_000, 400_000), pick(e.scale, 2*time.Second, 25*time.Second)
 	var rows []row
-	for _, workers := range []int{1, 2, 4} {
+	for _, workers := range []int{1, 2, 4, 10} {
 		url, err := ownbucket.create(ctx, e)
 		if err != nil {
 			return nil, err

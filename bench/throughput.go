@@ -42,6 +42,7 @@ func backlogs(s scale) []backlog {
 	return []backlog{
 		{"10000", few, 1000, window{1, few, longest}, pick(s, 0, 1), pick(s, 1, 6)},
 		{"1000000", many, 1000, window{2 * few, pick(s, 15_000, 300_000), longest}, 0, pick(s, 1, 2)},
+		{"200000-lanes", pick(s, 6_000, 400_000), pick(s, 3_000, 200_000), window{few, pick(s, 5_500, 300_000), longest}, 0, 1},
 		{"hot-lane", 2 * few, 1, window{1, 2 * few, longest}, 0, pick(s, 1, 4)},
 	}
 }
