@@ -6,7 +6,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jmoiron/sqlx"
+
 	"github.com/ownbucket/ownbucket/internal/awslocal"
+	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 	"github.com/ownbucket/ownbucket/worker"
 )
@@ -47,6 +50,7 @@ func (h *history) live(ctx context.Context) {
 	troubles := &troubles{h, h.random()}
 	begin(&troubling, func() error { return troubles.run(ctx, published) })
 	begin(&troubling, func() error { return h.countUnfinished(ctx, settled) })
+	begin(&troubling, func() error { return troubles.delaySnapshots(ctx, settled) })
 	publishing.Wait()
 	h.note("all is published")
 	close(published)
@@ -149,6 +153,36 @@ func (x *troubles) run(ctx context.Context, published <-chan struct{}) error {
 			injected.Remove() // calls that hang end
 		}
 		x.rest(ctx, time.Duration(100+x.r.IntN(900))*time.Millisecond)
+	}
+	return nil
+}
+
+// delaySnapshots keeps snapshots that are due from being taken for a while: what is
+// published after them must wait.
+func (x *troubles) delaySnapshots(ctx context.Context, settled <-chan struct{}) error {
+	db := x.stage.DB
+	if db.Dialect == database.SQLite {
+		return nil // its one writer would keep everybody waiting
+	}
+	r := x.random()
+	for ctx.Err() == nil {
+		select {
+		case <-settled:
+			return nil
+		default:
+		}
+		if err := db.Tx(ctx, func(tx *sqlx.Tx) error {
+			var due []int64
+			err := tx.SelectContext(ctx, &due, db.SQL(`
+				SELECT sequence FROM {copies} WHERE state = 'pending' ORDER BY sequence LIMIT 1 FOR UPDATE SKIP LOCKED`))
+			if len(due) > 0 {
+				x.rest(ctx, time.Duration(r.IntN(300))*time.Millisecond)
+			}
+			return err
+		}); err != nil && ctx.Err() == nil {
+			return err
+		}
+		x.rest(ctx, 2*time.Millisecond)
 	}
 	return nil
 }
