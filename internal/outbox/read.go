@@ -43,7 +43,7 @@ func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) 
 		// One plan, executed for each lane.
 		query := `SELECT e.* FROM {rows r(lane_id bigint, after_sequence bigint, up_to bigint, most integer, known integer)}
 			JOIN {lanes} l ON l.lane_id = r.lane_id
-			CROSS JOIN LATERAL (` + windowOf(`r.after_sequence`, `r.up_to`, `r.most`, `r.most + r.known`) + `) AS e`
+			CROSS JOIN LATERAL (` + s.windowOf(`r.after_sequence`, `r.up_to`, `r.most`, `r.most + r.known`) + `) AS e`
 		if err := s.db.SelectContext(ctx, &found, s.db.SQL(query), encoded); err != nil {
 			return nil, fmt.Errorf("read lanes: %w", err)
 		}
@@ -66,7 +66,7 @@ func (s *Store) readChunk(ctx context.Context, chunk []Reading) (found []*Event,
 	texts := make([]string, len(chunk))
 	var args []any
 	for i, r := range chunk {
-		window := windowOf(`?`, `?`, `?`, `?`)
+		window := s.windowOf(`?`, `?`, `?`, `?`)
 		for _, table := range []string{`AS fresh`, `AS requeued`} {
 			window = strings.Replace(window, table, table+fmt.Sprint(i), 1)
 		}
@@ -78,15 +78,24 @@ func (s *Store) readChunk(ctx context.Context, chunk []Reading) (found []*Event,
 }
 
 // windowOf is the query for the next events of a lane l.
-func windowOf(after, upTo, mostFresh, mostRequeued string) string {
+func (s *Store) windowOf(after, upTo, mostFresh, mostRequeued string) string {
 	const columns = eventColumns + `, l.lane_id, ` + copying
-	const gate = ` AND e.sequence < coalesce(l.gate_sequence, 9223372036854775807) ORDER BY e.sequence LIMIT `
+	const gate = ` AND e.sequence < coalesce(l.gate_sequence, 9223372036854775807)`
+	fresh := `{in_lane e l} AND e.sequence > ` + after + ` AND e.sequence <= ` + upTo + gate
+	order := `e.sequence`
+	if s.db.Dialect == database.PostgreSQL {
+		// One index alone can begin there and has this order. For another, which would
+		// read all of the lane, or other lanes, the planner sees nothing to begin with.
+		fresh = `({lane_key e}, e.sequence) > ({lane_key l}, ` + after + `)
+			AND ({lane_key e}, e.sequence) <= ({lane_key l}, least(` + upTo + `, l.gate_sequence - 1))
+			AND ` + database.Unplanned(`e.service_id = l.service_id AND e.environment_id = l.environment_id`)
+		order = `{lane_key e}, e.sequence`
+	}
 	return `
-		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e
-			WHERE {in_lane e l} AND e.sequence > ` + after + ` AND e.sequence <= ` + upTo + ` AND ` + Readable +
-		gate + mostFresh + `) AS fresh
+		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e WHERE ` + fresh + ` AND ` + Readable + `
+			ORDER BY ` + order + ` LIMIT ` + mostFresh + `) AS fresh
 		UNION ALL
 		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e
-			WHERE e.lane_id = l.lane_id AND e.sequence <= ` + after + ` AND e.requeued AND ` + Readable +
-		gate + mostRequeued + `) AS requeued`
+			WHERE e.lane_id = l.lane_id AND e.sequence <= ` + after + ` AND e.requeued AND ` + Readable + gate + `
+			ORDER BY e.sequence LIMIT ` + mostRequeued + `) AS requeued`
 }
