@@ -130,7 +130,7 @@ func consumeOutbox(ctx context.Context, url string, handle func(mediaID string),
 	listened := make(chan struct{})
 	go func() {
 		defer close(listened)
-		s.Listen(ctx, url, db.Schema)
+		subscriber.Listen(ctx, url, db.Schema, s.Wake, logger)
 	}()
 	err = s.Run(ctx)
 	<-listened

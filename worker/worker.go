@@ -215,7 +215,9 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	loops.Go(func() { w.probeLoop(ctx) })
 	loops.Go(func() { w.pruneLoop(ctx) })
 	if w.config.DB.Dialect == database.PostgreSQL && w.config.DatabaseURL != "" {
-		loops.Go(func() { w.subscriber.Listen(ctx, w.config.DatabaseURL, w.config.DB.Schema) })
+		loops.Go(func() {
+			subscriber.Listen(ctx, w.config.DatabaseURL, w.config.DB.Schema, w.subscriber.Wake, w.config.Logger)
+		})
 	}
 	err = w.subscriber.Run(ctx)
 	loops.Wait()

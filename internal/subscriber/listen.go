@@ -3,6 +3,7 @@ package subscriber
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,22 +12,22 @@ import (
 // channel is what the outbox's trigger notifies.
 const channel = "ownbucket_outbox"
 
-// Listen wakes the subscriber whenever a publisher announces events in a schema.
-// It needs a session of its own, which a pooler in transaction mode can't give:
-// polling then finds them alone. It returns when the context ends.
-func (s *Subscriber) Listen(ctx context.Context, url, schema string) {
+// Listen calls wake whenever a publisher announces events in a schema. It needs a
+// session of its own, which a pooler in transaction mode can't give: polling then
+// finds them alone. It returns when the context ends.
+func Listen(ctx context.Context, url, schema string, wake func(), logger *slog.Logger) {
 	const again = 10 * time.Second
 	for ctx.Err() == nil {
-		err := s.listen(ctx, url, schema)
+		err := listen(ctx, url, schema, wake)
 		if ctx.Err() != nil {
 			return
 		}
-		s.config.Logger.Warn("announcements of events can't be heard: polling finds them", "error", err, "again_in", again)
+		logger.Warn("announcements of events can't be heard: polling finds them", "error", err, "again_in", again)
 		wait(ctx, again)
 	}
 }
 
-func (s *Subscriber) listen(ctx context.Context, url, schema string) (err error) {
+func listen(ctx context.Context, url, schema string, wake func()) (err error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return fmt.Errorf("connect to listen: %w", err)
@@ -39,14 +40,14 @@ func (s *Subscriber) listen(ctx context.Context, url, schema string) (err error)
 	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	s.Wake()
+	wake()
 	for {
 		notification, err := conn.WaitForNotification(ctx)
 		if err != nil {
 			return fmt.Errorf("wait for announcements: %w", err)
 		}
 		if notification.Payload == schema {
-			s.Wake()
+			wake()
 		}
 	}
 }

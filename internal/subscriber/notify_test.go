@@ -2,6 +2,7 @@ package subscriber_test
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"testing"
@@ -90,17 +91,21 @@ func TestACommitWakesTheWorkers(t *testing.T) {
 	h := newHands()
 	// It would look by itself only when the test is long over.
 	s := start(t, w.Store, configured("w", func(c *subscriber.Config) { c.Poll = time.Hour }), h.handle)
+	heard := make(chan struct{}, 100)
 	listening, stop := context.WithCancel(t.Context())
 	var listener sync.WaitGroup
-	listener.Go(func() { s.Listen(listening, databaseURL, w.DB.Schema) })
+	listener.Go(func() {
+		subscriber.Listen(listening, databaseURL, w.DB.Schema, func() {
+			s.Wake()
+			heard <- struct{}{}
+		}, slog.New(slog.DiscardHandler))
+	})
 	defer listener.Wait()
 	defer stop()
-	w.Await("it listens", func() bool {
-		return one[bool](w, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
-			WHERE datname = current_database() AND query LIKE 'LISTEN%' AND state = 'idle')`)
-	})
+	<-heard // it listens
 	for i := range 3 {
 		w.Publish("s", outboxtest.Touch("a"))
+		<-heard
 		w.Await("it runs", func() bool { return len(h.running()) == 1 })
 		h.end(h.running()[0], outboxtest.Done)
 		w.Await("it ends", func() bool { return w.finished() == i+1 })
