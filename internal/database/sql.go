@@ -32,8 +32,9 @@ var inLane = regexp.MustCompile(`\{in_lane ([a-z_]+) ([a-z_]+)\}`)
 // is that of the row of an alias i: xmin, the transaction that wrote it, on
 // PostgreSQL (https://www.postgresql.org/docs/current/ddl-system-columns.html);
 // SQLite has none, and 0 stands for that. {returned_e} stands before a column of the
-// changed table e after RETURNING, where SQLite takes no name. CAST, not "::", so that
-// sqlx.Named may come before or after.
+// changed table e after RETURNING, where SQLite takes no name. {least} is the function
+// that returns the least of its arguments. CAST, not "::", so that sqlx.Named may come
+// before or after.
 var fragments = map[Dialect]map[string]string{
 	PostgreSQL: {
 		"{now}":               `(SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint))`,
@@ -46,6 +47,7 @@ var fragments = map[Dialect]map[string]string{
 		"{ids}":               `(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST(? AS json)))`,
 		"{row_version}":       `CAST(CAST(i.xmin AS text) AS bigint)`,
 		"{returned_e}":        `e.`,
+		"{least}":             `least`,
 	},
 	// SQLite has one writer, whose transaction begins with the write lock:
 	// there is no row to lock.
@@ -60,6 +62,7 @@ var fragments = map[Dialect]map[string]string{
 		"{ids}":               `(SELECT value FROM json_each(?))`,
 		"{row_version}":       `0`,
 		"{returned_e}":        ``,
+		"{least}":             `min`,
 	},
 }
 
@@ -136,9 +139,7 @@ func (db *DB) rows(fragment string) string {
 	return `(SELECT ` + strings.Join(selected, `, `) + ` FROM json_each(?)) AS ` + alias
 }
 
-// inLane compares the names, too: two lanes may have one key. The planner doesn't
-// see that. It would take the events of a lane for so few that it reads and sorts
-// all of them where a query asks for the next ones.
+// inLane compares the names, too: two lanes may have one key.
 func (db *DB) inLane(fragment string) string {
 	parts := inLane.FindStringSubmatch(fragment)
 	event, lane := parts[1], parts[2]
@@ -146,7 +147,7 @@ func (db *DB) inLane(fragment string) string {
 	if db.Dialect == SQLite {
 		return `(` + same + `)`
 	}
-	return `(` + db.laneKey(event) + ` = ` + db.laneKey(lane) + ` AND ` + Unplanned(same) + `)`
+	return `(` + db.laneKey(event) + ` = ` + db.laneKey(lane) + ` AND ` + same + `)`
 }
 
 // laneKey is a hash on PostgreSQL: an index entry can't hold names of any length,

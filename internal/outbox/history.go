@@ -9,6 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/database"
 )
 
 // unread bounds how many events, which no worker has written yet, a question about
@@ -51,21 +52,34 @@ func (s *Store) UnfinishedBetween(ctx context.Context, q sqlx.QueryerContext, la
 // further condition.
 func (s *Store) unfinished(ctx context.Context, q sqlx.QueryerContext, laneID, after, before int64, most int,
 	condition string, args ...any) ([]*Event, error) {
-	const between = ` AND e.sequence > ? AND e.sequence < ?`
 	var found []*Event
 	if err := sqlx.SelectContext(ctx, q, &found, s.db.SQL(`
 		SELECT * FROM (SELECT `+eventColumns+`, l.lane_id FROM {lanes} l JOIN {outbox} e ON e.lane_id = l.lane_id
-			WHERE l.lane_id = ? AND e.parked`+between+condition+` ORDER BY e.sequence LIMIT ?) AS parked
+			WHERE l.lane_id = ? AND e.parked AND `+database.Unplanned(`e.sequence > ? AND e.sequence < ?`)+condition+` ORDER BY e.sequence LIMIT ?) AS parked
 		UNION ALL
-		SELECT * FROM (SELECT `+eventColumns+`, l.lane_id FROM {lanes} l JOIN {outbox} e ON {in_lane e l}
-			WHERE l.lane_id = ? AND `+Readable+between+` ORDER BY e.sequence LIMIT ?) AS readable`),
-		slices.Concat([]any{laneID, after, before}, args, []any{most, laneID, after, before, most})...); err != nil {
+		SELECT * FROM (`+s.firstReadable()+`) AS readable`),
+		slices.Concat([]any{laneID, after, before}, args, []any{most, laneID, after, before - 1, most})...); err != nil {
 		return nil, fmt.Errorf("look up unfinished events: %w", err)
 	}
 	for _, e := range found {
 		e.describe()
 	}
 	return found, nil
+}
+
+// firstReadable is the query for the first events in a lane's window that stand
+// above one sequence and not above another. Its arguments are the lane, these two,
+// and how many.
+func (s *Store) firstReadable() string {
+	const columns = eventColumns + `, l.lane_id`
+	const lane = `(SELECT * FROM {lanes} WHERE lane_id = ?) AS l`
+	condition, order := s.between(`?`, `?`)
+	condition += ` AND ` + Readable + ` ORDER BY ` + order + ` LIMIT ?`
+	if s.db.Dialect == database.SQLite {
+		return `SELECT ` + columns + ` FROM ` + lane + ` JOIN {outbox} e ON ` + condition
+	}
+	// A join would lose the order.
+	return `SELECT e.* FROM ` + lane + ` CROSS JOIN LATERAL (SELECT ` + columns + ` FROM {outbox} e WHERE ` + condition + `) AS e`
 }
 
 // DeadBefore tells whether a media has a dead event before that sequence.

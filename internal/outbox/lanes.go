@@ -191,10 +191,8 @@ func (s *Store) Release(ctx context.Context, held []Holding) error {
 		if _, err := s.fence(ctx, tx, held, exclusive); err != nil {
 			return err
 		}
-		const left = `EXISTS (SELECT 1 FROM {outbox} e WHERE {in_lane e l} AND e.sequence > v.read_from AND ` + Readable + `
-				AND e.sequence < coalesce(l.gate_sequence, 9223372036854775807))
-			OR EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = l.lane_id AND e.requeued AND ` + Readable + `
-				AND e.sequence < coalesce(l.gate_sequence, 9223372036854775807))`
+		const left = `EXISTS (SELECT 1 FROM {outbox} e WHERE {in_lane e l} AND e.sequence > v.read_from AND ` + Readable + belowGate + `)
+			OR EXISTS (SELECT 1 FROM {outbox} e WHERE e.lane_id = l.lane_id AND e.requeued AND ` + Readable + belowGate + `)`
 		return s.exec(ctx, tx, `
 			UPDATE {lanes} AS l SET leased_by = NULL, leased_until = NULL, read_from = v.read_from,
 				ready_at = CASE WHEN `+left+` THEN {now} END,

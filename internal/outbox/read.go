@@ -77,25 +77,38 @@ func (s *Store) readChunk(ctx context.Context, chunk []Reading) (found []*Event,
 	return found, err
 }
 
+const (
+	// gate is the sequence of a lane l from which on events aren't given out.
+	gate = `coalesce(l.gate_sequence, 9223372036854775807)`
+	// belowGate is a condition on an event e that it is given out.
+	belowGate = ` AND e.sequence < ` + gate
+)
+
 // windowOf is the query for the next events of a lane l.
 func (s *Store) windowOf(after, upTo, mostFresh, mostRequeued string) string {
 	const columns = eventColumns + `, l.lane_id, ` + copying
-	const gate = ` AND e.sequence < coalesce(l.gate_sequence, 9223372036854775807)`
-	fresh := `{in_lane e l} AND e.sequence > ` + after + ` AND e.sequence <= ` + upTo + gate
-	order := `e.sequence`
-	if s.db.Dialect == database.PostgreSQL {
-		// One index alone can begin there and has this order. For another, which would
-		// read all of the lane, or other lanes, the planner sees nothing to begin with.
-		fresh = `({lane_key e}, e.sequence) > ({lane_key l}, ` + after + `)
-			AND ({lane_key e}, e.sequence) <= ({lane_key l}, least(` + upTo + `, l.gate_sequence - 1))
-			AND ` + database.Unplanned(`e.service_id = l.service_id AND e.environment_id = l.environment_id`)
-		order = `{lane_key e}, e.sequence`
-	}
+	fresh, order := s.between(after, `{least}(`+upTo+`, `+gate+` - 1)`)
 	return `
-		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e WHERE ` + fresh + ` AND ` + Readable + `
+		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e
+			WHERE ` + fresh + ` AND ` + Readable + `
 			ORDER BY ` + order + ` LIMIT ` + mostFresh + `) AS fresh
 		UNION ALL
 		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e
-			WHERE e.lane_id = l.lane_id AND e.sequence <= ` + after + ` AND e.requeued AND ` + Readable + gate + `
+			WHERE e.lane_id = l.lane_id AND e.sequence <= ` + after + ` AND e.requeued AND ` + Readable + belowGate + `
 			ORDER BY e.sequence LIMIT ` + mostRequeued + `) AS requeued`
+}
+
+// between is a condition that an event e stands in a lane l, above one sequence and
+// not above another, and the order in which a query finds the first such events
+// without looking at more. On PostgreSQL the one index of lanes alone can begin
+// there and has that order: for others, which would read all of the lane, or other
+// lanes, the planner sees nothing to begin with.
+func (s *Store) between(after, upTo string) (condition, order string) {
+	if s.db.Dialect == database.SQLite {
+		return `{in_lane e l} AND e.sequence > ` + after + ` AND e.sequence <= ` + upTo, `e.sequence`
+	}
+	return `({lane_key e}, e.sequence) > ({lane_key l}, ` + after + `)
+		AND ({lane_key e}, e.sequence) <= ({lane_key l}, ` + upTo + `)
+		AND ` + database.Unplanned(`e.service_id = l.service_id AND e.environment_id = l.environment_id`),
+		`{lane_key e}, e.sequence`
 }
