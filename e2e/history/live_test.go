@@ -50,7 +50,8 @@ func (h *history) live(ctx context.Context) {
 	troubles := &troubles{h, h.random()}
 	begin(&troubling, func() error { return troubles.run(ctx, published) })
 	begin(&troubling, func() error { return h.countUnfinished(ctx, settled) })
-	begin(&troubling, func() error { return troubles.delaySnapshots(ctx, settled) })
+	snapshots := &slowSnapshots{h, h.random()}
+	begin(&troubling, func() error { return snapshots.run(ctx, settled) })
 	publishing.Wait()
 	h.note("all is published")
 	close(published)
@@ -157,14 +158,18 @@ func (x *troubles) run(ctx context.Context, published <-chan struct{}) error {
 	return nil
 }
 
-// delaySnapshots keeps snapshots that are due from being taken for a while: what is
-// published after them must wait.
-func (x *troubles) delaySnapshots(ctx context.Context, settled <-chan struct{}) error {
+// slowSnapshots are kept from being taken for a while: the events that come after
+// them must wait.
+type slowSnapshots struct {
+	*history
+	r *rand.Rand
+}
+
+func (x *slowSnapshots) run(ctx context.Context, settled <-chan struct{}) error {
 	db := x.stage.DB
 	if db.Dialect == database.SQLite {
 		return nil // its one writer would keep everybody waiting
 	}
-	r := x.random()
 	for ctx.Err() == nil {
 		select {
 		case <-settled:
@@ -176,7 +181,7 @@ func (x *troubles) delaySnapshots(ctx context.Context, settled <-chan struct{}) 
 			err := tx.SelectContext(ctx, &due, db.SQL(`
 				SELECT sequence FROM {copies} WHERE state = 'pending' ORDER BY sequence LIMIT 1 FOR UPDATE SKIP LOCKED`))
 			if len(due) > 0 {
-				x.rest(ctx, time.Duration(r.IntN(300))*time.Millisecond)
+				x.rest(ctx, time.Duration(x.r.IntN(300))*time.Millisecond)
 			}
 			return err
 		}); err != nil && ctx.Err() == nil {
