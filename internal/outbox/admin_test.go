@@ -44,7 +44,7 @@ func TestDiscardingEndsWhileTheCMSPublishes(t *testing.T) {
 		if diff := cmp.Diff(outbox.Counts{Matched: 1, Changed: 1}, counts); diff != "" {
 			w.T.Errorf("counts (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff([]string{"discarded", "available"}, all[string](w, `SELECT state FROM {outbox} ORDER BY sequence`)); diff != "" {
+		if diff := cmp.Diff([]string{"discarded", "available"}, outboxtest.All[string](w.World, `SELECT state FROM {outbox} ORDER BY sequence`)); diff != "" {
 			w.T.Errorf("events (-want +got):\n%s", diff)
 		}
 	})

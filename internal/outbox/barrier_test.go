@@ -31,7 +31,7 @@ func TestADeletionLetsGoOfWhatWaitsBehindWhatItSupersedes(t *testing.T) {
 		if got := w.State(waits); got != "completed superseded" {
 			w.T.Errorf("what waited before the deletion is %s", got)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {holds}`); n > 0 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {holds}`); n > 0 {
 			w.T.Errorf("%d holds are left", n)
 		}
 	})
@@ -70,7 +70,7 @@ func TestAnEndedEventGetsNoHolds(t *testing.T) {
 		w.SettleEvent(lane, first, outboxtest.RetryIn(time.Hour))
 		w.SettleEvent(lane, second, outboxtest.Done) // as a deletion's superseding would
 		w.Park(lane, []*outbox.Event{third}, second)
-		if got := all[int64](w, `SELECT DISTINCT sequence FROM {holds}`); !cmp.Equal([]int64{list[0]}, got) {
+		if got := outboxtest.All[int64](w.World, `SELECT DISTINCT sequence FROM {holds}`); !cmp.Equal([]int64{list[0]}, got) {
 			w.T.Errorf("%v hold others back, only %d may", got, list[0])
 		}
 	})
@@ -145,7 +145,7 @@ func TestTheFirstOfTwoCopiesKeepsTheGate(t *testing.T) {
 		w.Want()
 		w.PublishIn("s", "test", events.EnvironmentCreated{EnvironmentServiceID: "test"})
 		w.Want()
-		source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
+		source := outboxtest.One[int64](w.World, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
 		if gate := w.gate(source); gate == nil || *gate != first {
 			w.T.Errorf("the gate is at %v, want %d", gate, first)
 		}
@@ -155,7 +155,7 @@ func TestTheFirstOfTwoCopiesKeepsTheGate(t *testing.T) {
 // gate is from which event on a lane is read when the snapshot of it was taken.
 func (w *world) gate(laneID int64) *int64 {
 	w.T.Helper()
-	return one[*int64](w, `SELECT gate_sequence FROM {lanes} WHERE lane_id = ?`, laneID)
+	return outboxtest.One[*int64](w.World, `SELECT gate_sequence FROM {lanes} WHERE lane_id = ?`, laneID)
 }
 
 func TestTheSourceOfACopyWaitsForItsSnapshot(t *testing.T) {
@@ -170,7 +170,7 @@ func TestTheSourceOfACopyWaitsForItsSnapshot(t *testing.T) {
 		if diff := cmp.Diff(map[outbox.Environment]int64{{ServiceID: "s"}: created}, gates); diff != "" {
 			w.T.Errorf("gates: %s", diff)
 		}
-		source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
+		source := outboxtest.One[int64](w.World, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
 		if diff := cmp.Diff([]int64{before}, outboxtest.Sequences(w.Read(source))); diff != "" {
 			w.T.Errorf("before the snapshot: %s", diff)
 		}

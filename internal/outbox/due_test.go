@@ -46,7 +46,7 @@ func TestManyRetriesArePromotedInBatches(t *testing.T) {
 				w.T.Fatal(err)
 			}
 		}
-		if left := one[int](w, `SELECT count(*) FROM {outbox} WHERE parked`); left > 0 || rounds < 3 {
+		if left := outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE parked`); left > 0 || rounds < 3 {
 			w.T.Errorf("%d are left after %d rounds", left, rounds)
 		}
 	})
@@ -94,10 +94,10 @@ func TestOnlyOldCompletedAndDiscardedEventsArePruned(t *testing.T) {
 		if next, deleted, err := w.Store.Prune(w.T.Context(), retention, next); err != nil || deleted != 0 || next != 0 {
 			w.T.Errorf("then pruned %d up to %d: %v", deleted, next, err)
 		}
-		if diff := cmp.Diff(want, all[int64](w, `SELECT sequence FROM {outbox} ORDER BY sequence`)); diff != "" {
+		if diff := cmp.Diff(want, outboxtest.All[int64](w.World, `SELECT sequence FROM {outbox} ORDER BY sequence`)); diff != "" {
 			w.T.Error(diff)
 		}
-		if diff := cmp.Diff(want, all[int64](w, `SELECT sequence FROM {attempts} ORDER BY sequence`)); diff != "" {
+		if diff := cmp.Diff(want, outboxtest.All[int64](w.World, `SELECT sequence FROM {attempts} ORDER BY sequence`)); diff != "" {
 			w.T.Errorf("attempts: %s", diff)
 		}
 	})

@@ -42,7 +42,7 @@ func TestAnEventIsWrittenWhenItEnds(t *testing.T) {
 		list := w.Publish("s", outboxtest.Touch("a"), outboxtest.Touch("b"))
 		lane := w.ClaimOne("w")
 		found := w.Read(lane.LaneID)
-		if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE lane_id IS NOT NULL`); n > 0 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE lane_id IS NOT NULL`); n > 0 {
 			w.T.Fatalf("%d events were written before they ended", n)
 		}
 		w.SettleEvent(lane, found[0], outboxtest.Done)
@@ -75,7 +75,7 @@ func TestAnEventIDCountsOnce(t *testing.T) {
 			VALUES ('0190a0a0-0000-7000-8000-000000000001', 'MediaDeleted', 's', '', '{}') ON CONFLICT (event_id) DO NOTHING`
 		w.Exec(insert)
 		w.Exec(insert)
-		if n := one[int](w, `SELECT count(*) FROM {outbox}`); n != 1 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox}`); n != 1 {
 			w.T.Errorf("%d events", n)
 		}
 	})
@@ -203,7 +203,7 @@ func TestWantingALockedLaneDelaysNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	ready := func() []string {
-		return all[string](w, `SELECT service_id FROM {lanes} WHERE ready_at IS NOT NULL ORDER BY service_id`)
+		return outboxtest.All[string](w.World, `SELECT service_id FROM {lanes} WHERE ready_at IS NOT NULL ORDER BY service_id`)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -237,7 +237,7 @@ func TestWantingALaneThatAnotherWorkerHoldsChangesNothing(t *testing.T) {
 		if left, err := w.Store.Want(w.T.Context(), "w", []outbox.Environment{{ServiceID: "its own"}, {ServiceID: "another's"}}); err != nil || len(left) > 0 {
 			w.T.Fatal(left, err)
 		}
-		got := all[string](w, `SELECT service_id FROM {lanes} WHERE ready_at IS NOT NULL`)
+		got := outboxtest.All[string](w.World, `SELECT service_id FROM {lanes} WHERE ready_at IS NOT NULL`)
 		if diff := cmp.Diff([]string{"its own"}, got); diff != "" {
 			w.T.Error(diff)
 		}

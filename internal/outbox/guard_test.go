@@ -38,7 +38,7 @@ func TestAnEndThatComesAgainAfterAReplayChangesNothing(t *testing.T) {
 		if diff := cmp.Diff(before, w.Dump()); diff != "" {
 			w.T.Errorf("what changed: %s", diff)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n != 1 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`); n != 1 {
 			w.T.Errorf("%d attempts are kept of one", n)
 		}
 		w.Settle(lane, sequence, outboxtest.Done)
@@ -84,7 +84,7 @@ func TestAnAttemptThatIsOverWritesNothing(t *testing.T) {
 					e := w.Event(lane.LaneID, sequence)
 					meanwhile(w, lane, e)
 					state, before := w.State(sequence), w.Dump()
-					attempts, effects := one[int](w, `SELECT count(*) FROM {attempts}`), w.Effects()
+					attempts, effects := outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`), w.Effects()
 					seen := &outboxtest.Recorder{DB: w.DB}
 					late := outboxtest.Settlement(lane, e, verdict)
 					late.Started = late.Started.Add(time.Hour) // the effects are told apart by it
@@ -97,7 +97,7 @@ func TestAnAttemptThatIsOverWritesNothing(t *testing.T) {
 					if diff := cmp.Diff(before, w.Dump()); diff != "" {
 						w.T.Errorf("what a late end of kind %d changed: %s", verdict.Kind, diff)
 					}
-					if n := one[int](w, `SELECT count(*) FROM {attempts}`); n != attempts || seen.Calls.Load() > 0 || !slices.Equal(effects, w.Effects()) {
+					if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`); n != attempts || seen.Calls.Load() > 0 || !slices.Equal(effects, w.Effects()) {
 						w.T.Errorf("a late end of kind %d: %d attempts, were %d; the ledger was told %d times", verdict.Kind, n, attempts, seen.Calls.Load())
 					}
 				}

@@ -108,7 +108,7 @@ func TestALaneThatWasDrainedIsNotSuspectAnyMore(t *testing.T) {
 		if err := w.Store.Release(w.T.Context(), []outbox.Holding{held}); err != nil {
 			w.T.Fatal(err)
 		}
-		if n := one[int](w, `SELECT lapse_count FROM {lanes}`); n != 0 {
+		if n := outboxtest.One[int](w.World, `SELECT lapse_count FROM {lanes}`); n != 0 {
 			w.T.Errorf("its lease has lapsed %d times in a row", n)
 		}
 	})
@@ -139,7 +139,7 @@ func TestALapsedEventGoesOnRunningAloneUntilItIsReplayed(t *testing.T) {
 		lapsed := failure.New(failure.Transient, failure.Lapsed, "its lease lapsed")
 		w.Settle(lane, sequence, outbox.Verdict{Kind: outbox.Retry, Failure: lapsed, Delay: time.Hour})
 		counts := func() [2]int {
-			return [2]int{one[int](w, `SELECT lapse_count FROM {outbox}`), one[int](w, `SELECT failure_count FROM {outbox}`)}
+			return [2]int{outboxtest.One[int](w.World, `SELECT lapse_count FROM {outbox}`), outboxtest.One[int](w.World, `SELECT failure_count FROM {outbox}`)}
 		}
 		if got, want := counts(), [2]int{outbox.AloneAfter, 1}; got != want {
 			w.T.Errorf("lapsed and failed %v times, want %v", got, want)

@@ -132,7 +132,7 @@ func TestAnOldTokenChangesNothing(t *testing.T) {
 		if diff := cmp.Diff(before, w.Dump()); diff != "" {
 			w.T.Errorf("what changed: %s", diff)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n > 0 || len(w.Effects()) > 0 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`); n > 0 || len(w.Effects()) > 0 {
 			w.T.Errorf("%d attempts, effects %v", n, w.Effects())
 		}
 		// The new holder's do, also in one batch with the old one's.

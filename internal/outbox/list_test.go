@@ -134,7 +134,7 @@ func TestStatsCountEveryStateAndTheOldestWait(t *testing.T) {
 // idOf is the event ID of a sequence.
 func (w *world) idOf(sequence int64) string {
 	w.T.Helper()
-	return one[string](w, `SELECT CAST(event_id AS text) FROM {outbox} WHERE sequence = ?`, sequence)
+	return outboxtest.One[string](w.World, `SELECT CAST(event_id AS text) FROM {outbox} WHERE sequence = ?`, sequence)
 }
 
 func TestShowTellsEveryAttempt(t *testing.T) {

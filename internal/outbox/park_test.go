@@ -60,7 +60,7 @@ func TestARetryHoldsBackOnlyWhatSharesAMediaOrName(t *testing.T) {
 		if diff := cmp.Diff([]int64{list[0], list[2], list[3], list[4], list[5]}, ran); diff != "" {
 			w.T.Errorf("ran after that: %s", diff)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {holds}`); n > 0 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {holds}`); n > 0 {
 			w.T.Errorf("%d holds are left", n)
 		}
 	})
@@ -80,7 +80,7 @@ func TestALongChainBehindARetryRunsInOrder(t *testing.T) {
 		if ran := w.runAll(lane, chain[0]); len(ran) > 0 {
 			w.T.Errorf("ran %v", ran)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE NOT parked`); n > 0 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE NOT parked`); n > 0 {
 			w.T.Errorf("%d events fill the lane's window while they wait", n)
 		}
 		w.Promote()
@@ -207,7 +207,7 @@ func TestParkingAndReleasingNeverMissEachOther(t *testing.T) {
 		}
 		w.Settle(lane, second.Sequence, outboxtest.Done)
 	}
-	if n := one[int](w, `SELECT count(*) FROM {holds}`); n > 0 {
+	if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {holds}`); n > 0 {
 		t.Errorf("%d holds are left", n)
 	}
 }
@@ -228,7 +228,7 @@ func TestAnEventDefersBehindAnotherMedia(t *testing.T) {
 		if diff := cmp.Diff(list, w.runAll(lane)); diff != "" {
 			w.T.Error(diff)
 		}
-		if n := one[int](w, `SELECT sum(attempt_count) FROM {outbox} WHERE sequence = ?`, list[1]); n != 1 {
+		if n := outboxtest.One[int](w.World, `SELECT sum(attempt_count) FROM {outbox} WHERE sequence = ?`, list[1]); n != 1 {
 			w.T.Errorf("deferring used up an attempt: %d count", n)
 		}
 	})
@@ -246,7 +246,7 @@ func TestADeferredEventComesBackWithoutHavingLostAnAttempt(t *testing.T) {
 		if diff := cmp.Diff(list, w.runAll(lane)); diff != "" {
 			w.T.Error(diff)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n != 0 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`); n != 0 {
 			w.T.Errorf("%d attempts are kept of what was only deferred", n)
 		}
 	})

@@ -85,10 +85,10 @@ func TestSettlingTwiceIsSettlingOnce(t *testing.T) {
 				w.T.Fatal(err)
 			}
 		}
-		if n := one[int](w, `SELECT sum(attempt_count) FROM {outbox}`); n != 2 {
+		if n := outboxtest.One[int](w.World, `SELECT sum(attempt_count) FROM {outbox}`); n != 2 {
 			w.T.Errorf("%d attempts count", n)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {attempts}`); n != 1 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`); n != 1 {
 			w.T.Errorf("%d attempts are kept", n)
 		}
 		w.Park(lane, nil, w.Event(lane.LaneID, list[2]))
@@ -98,7 +98,7 @@ func TestSettlingTwiceIsSettlingOnce(t *testing.T) {
 			w.T.Fatal(err)
 		}
 		w.Settle(lane, list[2], outboxtest.Done)
-		if n := one[int](w, `SELECT count(*) FROM {holds}`); n != 0 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {holds}`); n != 0 {
 			w.T.Errorf("holds of ended events are left:\n%s", w.Dump())
 		}
 	})
@@ -212,9 +212,9 @@ func TestNoDeadlocks(t *testing.T) {
 	}
 	w.DB = dbtest.Open(t, url)
 	w.Await("the connections end", func() bool {
-		return one[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()`) == 1
+		return outboxtest.One[int](w.World, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()`) == 1
 	})
-	if n := one[int](w, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); n > 0 {
+	if n := outboxtest.One[int](w.World, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); n > 0 {
 		t.Errorf("%d deadlocks", n)
 	}
 }

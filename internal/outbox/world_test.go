@@ -4,11 +4,10 @@ import (
 	"testing"
 
 	"github.com/ownbucket/ownbucket/internal/database"
-	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outboxtest"
 )
 
-// world is one outbox, seen from outside.
+// world is one outbox, with what these tests alone do to it.
 type world struct{ *outboxtest.World }
 
 func newWorld(t testing.TB, db *database.DB) *world { return &world{outboxtest.New(t, db)} }
@@ -16,20 +15,7 @@ func newWorld(t testing.TB, db *database.DB) *world { return &world{outboxtest.N
 // each runs a test on every database.
 func each(t *testing.T, test func(w *world)) {
 	t.Helper()
-	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) { test(newWorld(t, db)) })
-}
-
-// one reads a single value.
-func one[T any](w *world, query string, args ...any) T {
-	w.T.Helper()
-	return outboxtest.One[T](w.World, query, args...)
-}
-
-// all reads a column.
-func all[T any](w *world, query string, args ...any) []T {
-	w.T.Helper()
-	return outboxtest.All[T](w.World, query, args...)
+	outboxtest.Each(t, func(w *outboxtest.World) { test(&world{w}) })
 }
 
 func ref[T any](value T) *T { return &value }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
@@ -35,6 +36,13 @@ func New(t testing.TB, db *database.DB) *World {
 	w.Exec(createEffects)
 	w.Store = w.Another()
 	return w
+}
+
+// Each runs a test on every database.
+func Each(t *testing.T, test func(w *World)) {
+	t.Helper()
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) { test(New(t, db)) })
 }
 
 // Another is a second worker's view of the same outbox.

@@ -37,7 +37,7 @@ func TestAWorkerStartsNothingOfASourceBeforeItsSnapshot(t *testing.T) {
 		if running := h.running(); slices.Contains(running, after) || slices.Contains(running, after2) {
 			w.T.Fatalf("%v run before the snapshot after %d", running, created)
 		}
-		source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
+		source := outboxtest.One[int64](w.World, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
 		w.Exec(`UPDATE {copies} SET state = 'active'`)
 		w.Exec(outbox.SetGate, source, source)
 		w.Await("the later one runs", func() bool { return slices.Contains(h.running(), after) })
@@ -74,7 +74,7 @@ func TestWhatWaitsInMemoryHeedsASnapshotThatIsDueLate(t *testing.T) {
 	if slices.Contains(h.running(), after) {
 		t.Fatal("the later one runs before the snapshot")
 	}
-	source := one[int64](w, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
+	source := outboxtest.One[int64](w.World, `SELECT lane_id FROM {lanes} WHERE environment_id = ''`)
 	w.Exec(`UPDATE {copies} SET state = 'active'`)
 	w.Exec(outbox.SetGate, source, source)
 	w.runs(h, after, outboxtest.Done)

@@ -26,7 +26,7 @@ func TestAPausedLaneStopsAndIsGivenBack(t *testing.T) {
 		w.Await("the worker has seen it", func() bool { return worker.KnowsHeld(1) })
 		started := h.startedCount()
 		w.ends("the lane is given back", h, outboxtest.Done, func() bool {
-			return one[int](w, `SELECT count(*) FROM {lanes} WHERE leased_by IS NULL`) == 1
+			return outboxtest.One[int](w.World, `SELECT count(*) FROM {lanes} WHERE leased_by IS NULL`) == 1
 		})
 		if n := h.startedCount(); n != started {
 			w.T.Errorf("%d events began in a paused lane", n-started)
@@ -90,7 +90,7 @@ func TestAnAcknowledgementWithoutAVerdictIsAnInterruption(t *testing.T) {
 		if first, second := <-attempts, <-attempts; first != 0 || second != 1 || len(attempts) > 0 {
 			w.T.Errorf("attempts %d, %d and %d more", first, second, len(attempts))
 		}
-		if n := one[int](w, `SELECT attempt_count FROM {outbox}`); n != 1 {
+		if n := outboxtest.One[int](w.World, `SELECT attempt_count FROM {outbox}`); n != 1 {
 			w.T.Errorf("%d attempts count", n)
 		}
 	})
@@ -204,7 +204,7 @@ func TestARefusedSettlementFailsItsEventAlone(t *testing.T) {
 		if got := w.State(bad); got != "dead internal" {
 			w.T.Errorf("it is %s", got)
 		}
-		if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE state = 'completed'`); n != 15 {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE state = 'completed'`); n != 15 {
 			w.T.Errorf("%d others completed", n)
 		}
 	})
@@ -233,11 +233,11 @@ func TestWhatCanNotBeSettledAtAllCostsItsLaneAlone(t *testing.T) {
 		start(w.T, store, configured("w", func(c *subscriber.Config) { c.Lease = 2 * time.Second }),
 			func(context.Context, *outbox.Delivery) *outbox.Verdict { return &outboxtest.Done })
 		w.Await("the others end", func() bool {
-			return one[int](w, `SELECT count(*) FROM {outbox} WHERE service_id = 't' AND state = 'completed'`) == 8
+			return outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE service_id = 't' AND state = 'completed'`) == 8
 		})
 		close(refusing)
 		w.Await("all end", func() bool { return w.finished() == 12 })
-		if n := one[int](w, `SELECT lease_token FROM {lanes} WHERE service_id = 't'`); n > 3 {
+		if n := outboxtest.One[int](w.World, `SELECT lease_token FROM {lanes} WHERE service_id = 't'`); n > 3 {
 			w.T.Errorf("the other lane was leased %d times", n)
 		}
 	})

@@ -38,7 +38,7 @@ func TestAWorkerThatRunsFindsWhatNoLookSees(t *testing.T) {
 		worker := start(w.T, w.Store, configured("w"), h.handle)
 		w.runs(h, w.Publish("s", outboxtest.Touch("a"))[0], outboxtest.Done)
 		w.Await("the lane is given back", func() bool {
-			return one[bool](w, `SELECT NOT EXISTS (SELECT 1 FROM {lanes} WHERE leased_by IS NOT NULL)`)
+			return outboxtest.One[bool](w.World, `SELECT NOT EXISTS (SELECT 1 FROM {lanes} WHERE leased_by IS NOT NULL)`)
 		})
 		unseen := w.PublishEnded("s", outboxtest.Touch("b"))
 		w.Await("the worker takes it for ended", func() bool { return worker.Knows(unseen) })

@@ -72,7 +72,7 @@ func TestAnUnknownTypeDiesWithoutAHandler(t *testing.T) {
 		if n := h.startedCount(); n > 0 {
 			w.T.Errorf("a handler was asked %d times", n)
 		}
-		if n := one[int](w, `SELECT attempt_count FROM {outbox}`) + one[int](w, `SELECT count(*) FROM {attempts}`); n > 0 {
+		if n := outboxtest.One[int](w.World, `SELECT attempt_count FROM {outbox}`) + outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`); n > 0 {
 			w.T.Errorf("%d attempts are counted or kept", n)
 		}
 	})

@@ -104,7 +104,7 @@ func TestALateEventRunsBeforeWhatItsPublishersSuccessorsPublish(t *testing.T) {
 		want = append(want, w.Publish("s", outboxtest.Touch("a"))[0])
 		w.Await("both end", func() bool { return w.finished() == before+4 })
 	}
-	got := all[int64](w, `SELECT f.sequence FROM {effects} f JOIN {outbox} e ON e.sequence = f.sequence
+	got := outboxtest.All[int64](w.World, `SELECT f.sequence FROM {effects} f JOIN {outbox} e ON e.sequence = f.sequence
 		WHERE e.media_id = 'a' ORDER BY f.position`)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -40,7 +40,7 @@ func TestPublishersNeverWaitForEachOther(t *testing.T) {
 	defer second.Rollback()
 	w.Insert(first, "s", "", outboxtest.Touch("a"))
 	published := w.Insert(second, "s", "", outboxtest.Touch("a"))
-	if waiting := all[int64](w, `SELECT pid FROM pg_stat_activity
+	if waiting := outboxtest.All[int64](w.World, `SELECT pid FROM pg_stat_activity
 		WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0`); len(waiting) > 0 {
 		t.Errorf("%v wait for a lock", waiting)
 	}

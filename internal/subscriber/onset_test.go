@@ -20,7 +20,7 @@ func TestLanesThatBeginToHangDelayNoOther(t *testing.T) {
 		h := newHands()
 		start(w.T, w.Store, configured("w", func(c *subscriber.Config) { c.Concurrency, c.LaneConcurrency = 20, 6 }), h.handle)
 		w.ends("all have become fast", h, outboxtest.Done, func() bool {
-			return one[int](w, `SELECT count(*) FROM (SELECT 1 FROM {outbox} WHERE state = 'completed'
+			return outboxtest.One[int](w.World, `SELECT count(*) FROM (SELECT 1 FROM {outbox} WHERE state = 'completed'
 				GROUP BY lane_id HAVING count(*) >= 10) AS fast`) == busy
 		})
 		w.settles(h) // from now on nothing of theirs is answered
@@ -40,7 +40,7 @@ func TestWhatIsNotNeededYetHidesNothing(t *testing.T) {
 		w.Await("calls that hang", func() bool { return h.runningOf("hangs") == 2 })
 		w.Publish("healthy", outboxtest.Touch("a"))
 		w.Await("the healthy one's run", func() bool { return h.runningOf("healthy") == 1 })
-		if n := one[int](w, `SELECT count(*) FROM {outbox} WHERE lane_id IS NOT NULL`); n >= waiting {
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE lane_id IS NOT NULL`); n >= waiting {
 			w.T.Errorf("%d events were written first", n)
 		}
 	})

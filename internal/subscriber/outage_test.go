@@ -282,7 +282,7 @@ func play(t *testing.T, s scenario) {
 	if unique := slices.Compact(slices.Sorted(slices.Values(order))); len(unique) != len(order) {
 		t.Errorf("%d effects of %d events", len(order), len(unique))
 	}
-	if n := one[int](w, `SELECT count(*) FROM {holds}`); n > 0 {
+	if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {holds}`); n > 0 {
 		t.Errorf("%d holds are left\n%s", n, w.Dump())
 	}
 	w.Await("nothing is left to do", func() bool {
@@ -320,7 +320,7 @@ func TestAWorkerOutlivesItsDatabasesOutage(t *testing.T) {
 	if n := len(h.started); n != 30 {
 		t.Errorf("%d attempts of 30 events", n)
 	}
-	if n := one[int](w, `SELECT lease_token FROM {lanes}`); n != 1 {
+	if n := outboxtest.One[int](w.World, `SELECT lease_token FROM {lanes}`); n != 1 {
 		t.Errorf("the lane was leased %d times", n)
 	}
 }
@@ -354,7 +354,7 @@ func TestAWorkerThatCanNotRenewStopsBeforeItsLeaseEnds(t *testing.T) {
 	if !<-refused {
 		t.Error("something may be sent although the lease ends")
 	}
-	if n := one[int](w, `SELECT count(*) FROM {lanes} WHERE leased_until > {now}`); n != 1 && time.Since(began) < lease {
+	if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {lanes} WHERE leased_until > {now}`); n != 1 && time.Since(began) < lease {
 		t.Error("the lease had lapsed before the calls were cancelled")
 	}
 	start(t, w.Store, configured("heir", func(c *subscriber.Config) { c.Lease = lease }),
@@ -366,7 +366,7 @@ func TestAWorkerThatCanNotRenewStopsBeforeItsLeaseEnds(t *testing.T) {
 		})
 	w.Await("another worker completes it", func() bool { return w.State(event) == "completed done" })
 	net.mend()
-	if diff := cmp.Diff([]string{"heir"}, all[string](w, `SELECT worker FROM {effects}`)); diff != "" {
+	if diff := cmp.Diff([]string{"heir"}, outboxtest.All[string](w.World, `SELECT worker FROM {effects}`)); diff != "" {
 		t.Error(diff)
 	}
 }

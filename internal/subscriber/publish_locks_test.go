@@ -37,7 +37,7 @@ func TestTransactionsOfOneTenantPublishAndEndWithoutWaiting(t *testing.T) {
 			w := newWorld(t, dbtest.PostgreSQL(t))
 			w.Publish("s", outboxtest.Touch("a"))
 			w.Want() // the lane exists
-			before := len(all[int64](w, `SELECT sequence FROM {outbox}`))
+			before := len(outboxtest.All[int64](w.World, `SELECT sequence FROM {outbox}`))
 			feed, err := subscriber.Begin(t.Context(), w.Store)
 			if err != nil {
 				t.Fatal(err)
@@ -55,7 +55,7 @@ func TestTransactionsOfOneTenantPublishAndEndWithoutWaiting(t *testing.T) {
 				return len(found) == 0
 			})
 			slices.Sort(seen)
-			if diff := cmp.Diff(all[int64](w, `SELECT sequence FROM {outbox} ORDER BY sequence`)[before:], seen); diff != "" {
+			if diff := cmp.Diff(outboxtest.All[int64](w.World, `SELECT sequence FROM {outbox} ORDER BY sequence`)[before:], seen); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -226,7 +226,7 @@ func (p *publishing) neverWaits(do func() error) {
 			return
 		case <-tick.C:
 		}
-		if list := all[string](p.w, waits, p.pid); len(list) > 0 {
+		if list := outboxtest.All[string](p.w.World, waits, p.pid); len(list) > 0 {
 			select {
 			case err := <-ended: // then its session may be a worker's by now
 				if err != nil {

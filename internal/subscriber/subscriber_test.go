@@ -146,7 +146,7 @@ func TestSlowLanesTogetherHoldAtMostHalfOfTheSlots(t *testing.T) {
 				}
 				h.end(sequence, slow)
 			}
-			return one[int](w, `SELECT count(DISTINCT lane_id) FROM {outbox} WHERE state = 'retryable'`) == lanes
+			return outboxtest.One[int](w.World, `SELECT count(DISTINCT lane_id) FROM {outbox} WHERE state = 'retryable'`) == lanes
 		})
 		// Events that began before their lane was known to be slow end, too.
 		w.settles(h)
@@ -322,7 +322,7 @@ func TestALaneWithALongEventGoesOnWhileOthersWait(t *testing.T) {
 				}
 				return false
 			}
-			return one[int](w, `SELECT count(*) FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
+			return outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} e JOIN {lanes} l ON l.lane_id = e.lane_id
 				WHERE l.service_id = 's' AND e.state = 'completed'`) == len(mine)
 		})
 	})

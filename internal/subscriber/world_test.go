@@ -205,7 +205,7 @@ func (w *world) ends(what string, h *hands, verdict outbox.Verdict, holds func()
 }
 
 func (w *world) finished() int {
-	return one[int](w, `SELECT count(*) FROM {outbox} WHERE finished_at IS NOT NULL`)
+	return outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE finished_at IS NOT NULL`)
 }
 
 // settles waits until the worker has looked again some times, so that what
