@@ -31,25 +31,21 @@ func holdsOf(e *Event) []hold {
 // ErrLeaseLost tells that another worker has the lane, or may have it soon.
 var ErrLeaseLost = errors.New("the lane's lease was lost")
 
-// Parking is what Park found of a lane's events.
-type Parking struct {
-	// Parked events wait for an earlier one. Gone events have ended, or were parked
-	// before: they aren't the caller's to start.
-	Parked, Gone map[int64]bool
-}
-
 // Park takes those of a lane's events out of its reading window that wait for
 // an earlier event with holds and a common resource. waiting is in sequence order.
 // Those of running are first made to hold back what waits for them, so that many
 // events behind a long one don't fill the window. It fails with ErrLeaseLost where
 // the caller has lost the lane.
 //
+// It returns which of waiting don't stand in the window any more, and aren't the
+// caller's to start: those that it parked, and those that have ended or were parked
+// before, be it by a call whose answer was lost.
+//
 // The lane is locked against Settle: an event that is parked behind one that
 // ends at this moment would wait for a release that is over.
-func (s *Store) Park(ctx context.Context, holding Holding, running, waiting []*Event) (Parking, error) {
-	var parking Parking
-	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		parking = Parking{make(map[int64]bool), make(map[int64]bool)}
+func (s *Store) Park(ctx context.Context, holding Holding, running, waiting []*Event) (left map[int64]bool, err error) {
+	err = s.db.Tx(ctx, func(tx *sqlx.Tx) error {
+		left = make(map[int64]bool)
 		leases, err := s.fence(ctx, tx, []Holding{holding}, exclusive)
 		if err != nil {
 			return err
@@ -57,7 +53,7 @@ func (s *Store) Park(ctx context.Context, holding Holding, running, waiting []*E
 		if leases[holding.LaneID].Token != holding.Token {
 			return ErrLeaseLost
 		}
-		if _, err := s.startHolding(ctx, tx, running, false); err != nil {
+		if err := s.startHolding(ctx, tx, running, false); err != nil {
 			return err
 		}
 		ours, err := s.readable(ctx, tx, waiting)
@@ -65,27 +61,26 @@ func (s *Store) Park(ctx context.Context, holding Holding, running, waiting []*E
 			return err
 		}
 		for _, e := range waiting {
-			if !ours[e.Sequence] {
-				parking.Gone[e.Sequence] = true
+			left[e.Sequence] = !ours[e.Sequence]
+			if left[e.Sequence] {
 				continue
 			}
-			waits, err := s.waits(ctx, tx, e)
-			if err != nil {
+			if left[e.Sequence], err = s.waits(ctx, tx, e); err != nil {
 				return err
 			}
-			if !waits {
+			if !left[e.Sequence] {
 				continue
 			}
-			if parking.Parked[e.Sequence], err = s.startHolding(ctx, tx, []*Event{e}, true); err != nil {
+			if err := s.startHolding(ctx, tx, []*Event{e}, true); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return Parking{}, fmt.Errorf("park events: %w", err)
+		return nil, fmt.Errorf("park events: %w", err)
 	}
-	return parking, nil
+	return left, nil
 }
 
 // readable tells which of the events still stand in the reading window.
@@ -115,34 +110,29 @@ func sequencesOf(list []*Event) []int64 {
 }
 
 // startHolding gives events in the window holds, unless they have ended, and parks
-// them where that is asked for. It tells whether any was there.
-func (s *Store) startHolding(ctx context.Context, tx *sqlx.Tx, list []*Event, park bool) (found bool, err error) {
+// them where that is asked for.
+func (s *Store) startHolding(ctx context.Context, tx *sqlx.Tx, list []*Event, park bool) error {
 	if len(list) == 0 {
-		return false, nil
+		return nil
 	}
 	encoded, err := rows(describedRows(list))
 	if err != nil {
-		return false, err
+		return err
 	}
 	set := `holding = true`
 	if park {
 		set = `holding = true, parked = true, requeued = false, state = 'available'`
 	}
-	result, err := tx.ExecContext(ctx, s.db.SQL(`
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`
 		UPDATE {outbox} AS e SET `+set+`, lane_id = v.lane_id, media_id = v.media_id, version = v.version, resources = v.resources
-		FROM {rows v(`+describedColumns+`)} WHERE e.sequence = v.sequence AND `+asRead+` AND `+database.Unplanned(Readable)), encoded)
-	if err != nil {
-		return false, err
-	}
-	n, err := result.RowsAffected()
-	if err != nil {
-		return false, err
+		FROM {rows v(`+describedColumns+`)} WHERE e.sequence = v.sequence AND `+asRead+` AND `+database.Unplanned(Readable)), encoded); err != nil {
+		return err
 	}
 	var holds []hold
 	for _, e := range list {
 		holds = append(holds, holdsOf(e)...)
 	}
-	return n > 0, s.insertHolds(ctx, tx, holds)
+	return s.insertHolds(ctx, tx, holds)
 }
 
 // insertHolds makes events hold back what comes after them, unless they have

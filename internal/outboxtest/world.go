@@ -316,16 +316,17 @@ func Settlement(lane outbox.Lane, e *outbox.Event, verdict outbox.Verdict) *outb
 		Worker: "settler", Verdict: verdict}
 }
 
-// Park looks events up among the holds, as their lane's holder does.
+// Park looks events up among the holds, as their lane's holder does, and returns
+// those that left the window.
 func (w *World) Park(lane outbox.Lane, running []*outbox.Event, waiting ...*outbox.Event) []int64 {
 	w.T.Helper()
-	parking, err := w.Store.Park(w.T.Context(), HoldingOf(lane), running, waiting)
+	left, err := w.Store.Park(w.T.Context(), HoldingOf(lane), running, waiting)
 	if err != nil {
 		w.T.Fatal(err)
 	}
 	list := []int64{}
-	for sequence, parked := range parking.Parked {
-		if parked {
+	for sequence, gone := range left {
+		if gone {
 			list = append(list, sequence)
 		}
 	}

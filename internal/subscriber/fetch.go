@@ -296,7 +296,7 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 	s.mu.Unlock()
 
 	for _, j := range jobs {
-		parking, err := s.store.Park(ctx, j.holding, j.running, j.waiting)
+		left, err := s.store.Park(ctx, j.holding, j.running, j.waiting)
 		if errors.Is(err, outbox.ErrLeaseLost) {
 			s.lose(j.lane)
 			continue
@@ -306,7 +306,7 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 		}
 		s.mu.Lock()
 		j.lane.schedule.checked(j.doubt)
-		j.lane.schedule.park(parking)
+		j.lane.schedule.left(left)
 		s.enqueue(j.lane)
 		s.mu.Unlock()
 		s.fetchSoon()

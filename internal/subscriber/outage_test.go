@@ -28,8 +28,9 @@ type scenario struct {
 	// Kills says after how many attempts each worker but the last is killed;
 	// 0 is never.
 	Kills []int
-	// Cuts says after how many attempts the last worker's network fails.
-	Cuts []int
+	// Cuts says after how many attempts the last worker's network fails, Losses
+	// after how many it loses the answers to the next commits.
+	Cuts, Losses []int
 }
 
 // scripted is an event, and how its attempts end before it completes or dies.
@@ -94,6 +95,7 @@ var scenarios = rapid.Custom(func(t *rapid.T) scenario {
 		s.Kills = append(s.Kills, rapid.SampledFrom([]int{0, 1, 5, 15}).Draw(t, "killed after"))
 	}
 	s.Cuts = rapid.SliceOfN(rapid.IntRange(1, 30), 0, 2).Draw(t, "cuts")
+	s.Losses = rapid.SliceOfN(rapid.IntRange(1, 100), 0, 10).Draw(t, "losses")
 	return s
 })
 
@@ -251,6 +253,9 @@ func play(t *testing.T, s scenario) {
 			if last && slices.Contains(s.Cuts, n) {
 				net.cut()
 				net.mend()
+			}
+			if last && slices.Contains(s.Losses, n) {
+				net.loseAnswers(3)
 			}
 		}
 		survivor = start(t, behind.Store, configured(fmt.Sprint("worker ", i), func(c *subscriber.Config) {

@@ -183,23 +183,20 @@ func (s *schedule) finish(sequence int64, ended bool, behind []string) {
 	}
 }
 
-// park forgets pending events that were parked, or are gone.
-func (s *schedule) park(parking outbox.Parking) {
+// left forgets pending events that left the lane's window: they may have holds.
+func (s *schedule) left(window map[int64]bool) {
 	for _, e := range slices.Clone(s.pending) {
-		parked := parking.Parked[e.event.Sequence]
-		if parked || parking.Gone[e.event.Sequence] {
+		if window[e.event.Sequence] {
 			s.drop(e)
-		}
-		if parked {
 			s.recheck(e)
 		}
 	}
 }
 
-// recheck marks what waits for an event that went into the database's holds.
-func (s *schedule) recheck(parked *entry) {
+// recheck marks what waits for an event that went out of memory and may have holds.
+func (s *schedule) recheck(gone *entry) {
 	for _, e := range s.pending {
-		if e.event.Sequence > parked.event.Sequence && parked.orders(e) {
+		if e.event.Sequence > gone.event.Sequence && gone.orders(e) {
 			s.distrust(e)
 		}
 	}

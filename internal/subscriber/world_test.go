@@ -1,9 +1,9 @@
 package subscriber_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -231,6 +232,8 @@ type network struct {
 	down  bool
 	conns map[net.Conn]bool
 	copy  sync.WaitGroup
+	// losing is how many more commits' answers are to be lost.
+	losing atomic.Int64
 }
 
 // newNetwork gives the URL of the same database, through it.
@@ -279,15 +282,37 @@ func (n *network) accept() {
 			}
 		} else {
 			n.conns[client], n.conns[server] = true, true
-			n.copy.Go(func() { n.pipe(client, server) })
-			n.copy.Go(func() { n.pipe(server, client) })
+			var committing atomic.Bool
+			n.copy.Go(func() { n.pipe(client, server, func([]byte) bool { return committing.Load() }) })
+			n.copy.Go(func() {
+				n.pipe(server, client, func(asked []byte) bool {
+					if bytes.Contains(asked, []byte("commit\x00")) && n.losing.Add(-1) >= 0 {
+						committing.Store(true)
+					}
+					return false
+				})
+			})
 		}
 		n.mu.Unlock()
 	}
 }
 
-func (n *network) pipe(to, from net.Conn) {
-	_, _ = io.Copy(to, from)
+// loseAnswers loses the answers to so many commits, of whatever connection: they
+// are done, and their connections end.
+func (n *network) loseAnswers(count int64) { n.losing.Store(count) }
+
+// pipe carries one direction until either end closes, or what comes is lost.
+func (n *network) pipe(to, from net.Conn, lost func([]byte) bool) {
+	buffer := make([]byte, 16<<10)
+	for {
+		size, err := from.Read(buffer)
+		if err != nil || lost(buffer[:size]) {
+			break
+		}
+		if _, err := to.Write(buffer[:size]); err != nil {
+			break
+		}
+	}
 	_, _ = to.Close(), from.Close()
 	n.mu.Lock()
 	defer n.mu.Unlock()
