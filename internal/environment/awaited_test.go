@@ -1,6 +1,7 @@
 package environment_test
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/environment"
+	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
 // awaits compares what the item of a media waits for with events and copies, and
@@ -230,6 +232,40 @@ func TestAMediaOfASourceThatIsInItsTurnIsWaitedForLonger(t *testing.T) {
 		hang.Remove()
 		s.ends(append(ids, first), "completed done", "completed done", "completed done", "completed done")
 		s.holds(map[string]string{"media/b.txt": "one", directory("dev") + "z.txt": "one"})
+	})
+}
+
+// The minute is one of failing: what has waited for its turn for longer than that,
+// and then failed once, is waited for.
+func TestAMediaOfASourceThatHasJustFailedIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.slowRetries()
+		dev := s.prod.In("dev")
+		fail := make(chan struct{})
+		upload := conflicting(awslocal.Rule{API: "s3:PutObject", Key: "media/a.txt"}, 1)
+		upload.Before = func(ctx context.Context, _ awslocal.Call) {
+			select {
+			case <-fail:
+			case <-ctx.Done():
+			}
+		}
+		trouble := s.AWS.Inject(upload)
+		s.Start()
+		first := s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Await("the upload", func() bool { return trouble.Hits() == 1 })
+		ids := s.publish(at{dev, created("dev", "")}, at{dev, s.Rename("m1", "a.txt", "z.txt")})
+		s.Await("the rename waiting", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'waiting' AND first_failed_at IS NOT NULL`))
+		s.aMinutePasses()
+		close(fail)
+		s.Await("the failure", func() bool { return s.Event(first).State == outbox.Retryable })
+		var waits int
+		s.get(&waits, `SELECT wait_count FROM {outbox} WHERE event_id = ?`, ids[1])
+		s.Await("the rename having looked again", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND wait_count > ?`, ids[1], waits+1))
+		s.exec(`UPDATE {attempts} SET started_at = started_at - 61000000`)
+		s.ends(ids[1:], "completed skipped")
+		s.copied("dev", "incomplete", 0, map[string]string{"m1": "source_changed"})
 	})
 }
 

@@ -232,8 +232,8 @@ func (s *Store) awaitItem(ctx context.Context, o *owing, wait *outbox.Wait) erro
 }
 
 // goesOn tells whether what an item waits for is in its turn: an event that has
-// only not started yet, or has not run for too long, a copy to the source that is
-// due, or the event that went past it.
+// only not started yet, or has not run or failed for too long, a copy to the source
+// that is due or has not failed for too long, or the event that went past it.
 func (s *Store) goesOn(ctx context.Context, o *owing) (bool, error) {
 	var found bool
 	err := s.db.GetContext(ctx, &found, s.db.SQL(`
@@ -243,11 +243,14 @@ func (s *Store) goesOn(ctx context.Context, o *owing) (bool, error) {
 				JOIN w ON x.copy_sequence = w.waits_for AND x.media_id = w.media_id)
 		SELECT EXISTS (SELECT 1 FROM w JOIN {outbox} e ON e.sequence = w.waits_for
 				JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
-				WHERE NOT l.held AND (e.state = 'available' OR e.state = 'running' AND CAST(? AS integer) = 1))
+				WHERE NOT l.held AND (e.state = 'available' OR e.state = 'running' AND CAST(? AS integer) = 1
+					OR e.state = 'retryable' AND NOT EXISTS (SELECT 1 FROM {attempts} a WHERE a.sequence = e.sequence
+						AND a.error_class = 'transient' AND a.started_at + a.duration_us < {now} - ?)))
 			OR EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = ? AND e.state IN ('available', 'running'))
 			OR EXISTS (SELECT 1 FROM w JOIN {copy_items} i ON i.copy_sequence = w.waits_for AND i.media_id = w.media_id
-				JOIN {lanes} l ON l.lane_id = i.target_lane WHERE i.state = 'owed' AND i.failure_count = 0 AND NOT l.held)`),
-		o.CopySequence, o.MediaID, number(o.waitedFor() < runningFor), o.OvertakenBy)
+				JOIN {lanes} l ON l.lane_id = i.target_lane WHERE i.state = 'owed' AND NOT l.held
+					AND (i.failure_count = 0 OR i.first_failed_at >= {now} - ?))`),
+		o.CopySequence, o.MediaID, number(o.waitedFor() < runningFor), copyFirstFor.Microseconds(), o.OvertakenBy, copyFirstFor.Microseconds())
 	return found, wrap("look what a copy waits for", err)
 }
 
@@ -281,7 +284,7 @@ func (s *Store) copyFromHere(ctx context.Context, o *owing) error {
 		return nil // the item has failed, which is none of the event's business
 	case f.Class == failure.Interrupted:
 		return err
-	case f.Class == failure.Integration || o.tired():
+	case f.Class == failure.Integration || o.FailureCount > 0 && o.tired():
 		return s.giveUpOne(ctx, what, f.Error())
 	}
 	delay := min(s.options.Backoff(o.FailureCount+1), copyFirstFor/6)
@@ -328,7 +331,8 @@ func (o *owing) tired() bool {
 	return o.waitedFor() >= copyFirstFor
 }
 
-// waitedFor is how long ago an item first failed, or was first waited for.
+// waitedFor is how long ago an item first failed or, before that, was first waited
+// for.
 func (o *owing) waitedFor() time.Duration {
 	if o.FirstFailedAt == nil {
 		return 0

@@ -156,7 +156,7 @@ func (s *Store) putOff(ctx context.Context, tx *sqlx.Tx, it *item, f *failure.Er
 	code, words := reason(f)
 	_, err := tx.ExecContext(ctx, s.db.SQL(`
 		UPDATE {copy_items} SET leased_until = NULL, failure_count = failure_count + ?, may_have_written = ?,
-			first_failed_at = coalesce(first_failed_at, CASE WHEN CAST(? AS integer) = 1 THEN {now} END),
+			first_failed_at = CASE WHEN CAST(? AS integer) = 1 AND failure_count = 0 THEN {now} ELSE first_failed_at END,
 			error_code = ?, error = ?, next_attempt_at = {now} + ?, denied_at = NULL
 		WHERE copy_sequence = ? AND media_id = ? AND lease_token = ? AND state IN ('owed', 'waiting')`),
 		counted, it.unsure, counted, code, words, delay.Microseconds(), it.CopySequence, it.MediaID, it.Token)
