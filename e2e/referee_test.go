@@ -24,23 +24,23 @@ type referee struct {
 // witness writes down, in the transaction that does it, each end of an event
 // and each recorded attempt: whose it is, and who held the lane's lease.
 const witness = `
-CREATE TABLE witnessed (sequence bigint, completed boolean, worker text, holder text);
-CREATE FUNCTION witness_completion() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE TABLE public.witnessed (sequence bigint, completed boolean, worker text, holder text);
+CREATE FUNCTION public.witness_completion() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO public.witnessed SELECT NEW.sequence, true, NEW.worker, leased_by
 		FROM ownbucket.lanes WHERE lane_id = NEW.lane_id;
 	RETURN NULL;
 END $$;
-CREATE FUNCTION witness_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION public.witness_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO public.witnessed SELECT NEW.sequence, false, NEW.worker, l.leased_by
 		FROM ownbucket.outbox e JOIN ownbucket.lanes l USING (lane_id) WHERE e.sequence = NEW.sequence;
 	RETURN NULL;
 END $$;
 CREATE TRIGGER witness_completion AFTER UPDATE ON ownbucket.outbox FOR EACH ROW
-	WHEN (NEW.state = 'completed') EXECUTE FUNCTION witness_completion();
+	WHEN (NEW.state = 'completed') EXECUTE FUNCTION public.witness_completion();
 CREATE TRIGGER witness_attempt AFTER INSERT ON ownbucket.attempts FOR EACH ROW
-	EXECUTE FUNCTION witness_attempt();`
+	EXECUTE FUNCTION public.witness_attempt();`
 
 // newReferee begins before any worker does.
 func newReferee(t testing.TB, url string, lease time.Duration) *referee {

@@ -48,17 +48,19 @@ type Applied struct {
 // own, and creates PostgreSQL's schema first. Several processes may call it
 // at once: one works, the others wait and find nothing left to do.
 func Up(ctx context.Context, db *database.DB) (applied []Applied, err error) {
-	release, err := db.Lock(ctx, "migrate")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, release()) }()
-
 	if err := Check(ctx, db); !errors.Is(err, ErrOutdated) {
 		return nil, err // nothing to do, or nothing that may be done
 	}
 	if err := createSchema(ctx, db); err != nil {
 		return nil, err
+	}
+	release, err := db.Lock(ctx, versionTable)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	if err := Check(ctx, db); !errors.Is(err, ErrOutdated) {
+		return nil, err // another process has done it meanwhile
 	}
 	provider, err := newProvider(db)
 	if err != nil {
@@ -119,17 +121,25 @@ func createSchema(ctx context.Context, db *database.DB) error {
 	if db.Dialect != database.PostgreSQL {
 		return nil
 	}
-	var exists bool
-	err := db.GetContext(ctx, &exists, `SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)`, db.Schema)
+	exists, err := schemaExists(ctx, db)
 	// CREATE SCHEMA IF NOT EXISTS wants the right to create one even where
 	// the schema exists; an administrator may have made it for us.
 	if err == nil && !exists {
-		_, err = db.ExecContext(ctx, `CREATE SCHEMA `+quote(db.Schema))
+		if _, err = db.ExecContext(ctx, `CREATE SCHEMA `+quote(db.Schema)); err != nil {
+			if made, _ := schemaExists(ctx, db); made {
+				return nil // by another process at this moment
+			}
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("create schema %s: %w", db.Schema, err)
 	}
 	return nil
+}
+
+func schemaExists(ctx context.Context, db *database.DB) (exists bool, err error) {
+	err = db.GetContext(ctx, &exists, `SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)`, db.Schema)
+	return exists, err
 }
 
 func newProvider(db *database.DB) (*goose.Provider, error) {

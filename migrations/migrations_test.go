@@ -199,6 +199,10 @@ func TestAGrantedPublisherMayPublishAndNothingElse(t *testing.T) {
 		`UPDATE {outbox} SET state = 'completed'`,
 		`SELECT external_id FROM {integrations}`,
 		`CREATE TABLE {mine} (x int)`,
+		`LOCK TABLE {integrations} IN SHARE UPDATE EXCLUSIVE MODE`,
+		`LOCK TABLE {schema_migrations_lock} IN EXCLUSIVE MODE`,
+		`LOCK TABLE {outbox} IN SHARE MODE`,
+		`SELECT 1 FROM {lanes} FOR UPDATE`,
 	} {
 		if err := as(query); err == nil || !strings.Contains(err.Error(), "permission denied") {
 			t.Errorf("%s: %v, want permission denied", query, err)

@@ -30,13 +30,16 @@ func LockWorker(path string) (release func() error, err error) {
 }
 
 // Lock waits until no other process or goroutine holds the database's lock
-// of that purpose, for work that must not run twice at once and is rare.
+// of that purpose, a name of a-z and _, for work that must not run twice at once
+// and is rare. On PostgreSQL the schema must exist.
 func (db *DB) Lock(ctx context.Context, purpose string) (release func() error, err error) {
 	try := db.tryLock
 	if db.Dialect == SQLite {
 		try = func(_ context.Context, purpose string) (func() error, error) {
 			return lockFile(db.Path + "." + purpose + ".lock")
 		}
+	} else if err := db.createLock(ctx, purpose); err != nil {
+		return nil, fmt.Errorf("make the %s lock: %w", purpose, err)
 	}
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
@@ -53,6 +56,17 @@ func (db *DB) Lock(ctx context.Context, purpose string) (release func() error, e
 	}
 }
 
+// createLock makes the empty table that stands for the lock on PostgreSQL. An
+// advisory lock is no substitute: every role that can connect may take it.
+func (db *DB) createLock(ctx context.Context, purpose string) error {
+	_, err := db.ExecContext(ctx, db.SQL(`CREATE TABLE IF NOT EXISTS {`+purpose+`_lock} ()`))
+	switch postgresCode(err) {
+	case duplicateTable, uniqueViolation: // another process made it at this moment
+		return nil
+	}
+	return err
+}
+
 // tryLock holds the lock by an open transaction, since PgBouncer in
 // transaction mode has no sessions to lock by. It asks again and again and
 // never waits inside the server: a waiting statement's snapshot would make
@@ -62,13 +76,11 @@ func (db *DB) tryLock(ctx context.Context, purpose string) (release func() error
 	if err != nil {
 		return nil, fmt.Errorf("take the %s lock: %w", purpose, err)
 	}
-	var locked bool
 	_, err = tx.ExecContext(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`)
 	if err == nil {
-		err = tx.GetContext(ctx, &locked, `SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))`,
-			db.Schema+"."+purpose)
+		_, err = tx.ExecContext(ctx, db.SQL(`LOCK TABLE {`+purpose+`_lock} IN EXCLUSIVE MODE NOWAIT`))
 	}
-	if err == nil && !locked {
+	if postgresCode(err) == lockNotAvailable {
 		err = errLocked
 	}
 	if err != nil {

@@ -25,7 +25,7 @@ func TestWorksBehindPgBouncerInTransactionMode(t *testing.T) {
 			for range 20 {
 				err := db.Tx(t.Context(), func(tx *sqlx.Tx) error {
 					var n int
-					query := db.SQL(`SELECT n FROM counters WHERE id = ? {for_update}`)
+					query := db.SQL(`SELECT n FROM {counters} WHERE id = ? {for_update}`)
 					if err := tx.GetContext(t.Context(), &n, query, 1+worker%2); err != nil {
 						return err
 					}

@@ -38,15 +38,11 @@ func openPostgreSQL(ctx context.Context, url, schema string, o opening) (*DB, er
 	if err := ValidateSchema(schema); err != nil {
 		return nil, err
 	}
-	config, err := pgx.ParseConfig(url)
+	config, err := parseURL(url)
 	if err != nil {
-		// The parser's words may quote the URL, and with it the password.
-		return nil, errors.New("the PostgreSQL URL can't be read (its text is withheld, it may hold a password): " +
-			"use postgres://USER:PASSWORD@HOST:PORT/DATABASE, special characters percent-encoded")
+		return nil, err
 	}
-	setDefault(config.RuntimeParams, "application_name", "ownbucket")
-	setDefault(config.RuntimeParams, "client_encoding", "UTF8")
-	if err := chooseExecMode(ctx, config, o); err != nil {
+	if err := adapt(ctx, config, o); err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 
@@ -65,28 +61,61 @@ func openPostgreSQL(ctx context.Context, url, schema string, o opening) (*DB, er
 	return db, nil
 }
 
-// chooseExecMode lets statements be prepared, which halves what a short one
-// costs, where our connections are the server's own. PgBouncer in transaction
-// mode gives each transaction another server connection: statements prepared
-// on the last one would be missing. A pooler betrays itself by the process ID
-// that it sends when a client connects, since it isn't the server process's.
-func chooseExecMode(ctx context.Context, config *pgx.ConnConfig, o opening) (err error) {
+// Connect opens a session of its own, for LISTEN. It fails with ErrPooled behind a
+// pooler, which may give each transaction another one.
+func Connect(ctx context.Context, url string) (*pgx.Conn, error) {
+	config, err := parseURL(url)
+	if err != nil {
+		return nil, err
+	}
+	pooled, err := lookBehind(ctx, config)
+	if err == nil && pooled {
+		err = ErrPooled
+	}
+	if err != nil {
+		return nil, err
+	}
+	setDefault(config.RuntimeParams, "client_encoding", "UTF8")
+	config.RuntimeParams["search_path"] = searchPath
+	return pgx.ConnectConfig(ctx, config)
+}
+
+// ErrPooled says that a URL leads to a pooler instead of the server.
+var ErrPooled = errors.New("a pooler has no session of one's own")
+
+func parseURL(url string) (*pgx.ConnConfig, error) {
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		// The parser's words may quote the URL, and with it the password.
+		return nil, errors.New("the PostgreSQL URL can't be read (its text is withheld, it may hold a password): " +
+			"use postgres://USER:PASSWORD@HOST:PORT/DATABASE, special characters percent-encoded")
+	}
+	setDefault(config.RuntimeParams, "application_name", "ownbucket")
+	setDefault(config.RuntimeParams, "client_encoding", "UTF8")
+	return config, nil
+}
+
+// searchPath is that of each of our sessions. Functions and operators are then
+// PostgreSQL's own, also where another role may create some in a schema that
+// would else be searched: a better match of the arguments' types would run with
+// our rights (https://www.postgresql.org/docs/current/ddl-schemas.html).
+const searchPath = "pg_catalog"
+
+// adapt prepares a configuration for what it leads to: the server or a pooler.
+// Statements are prepared, which halves what a short one costs, where our
+// connections are the server's own. PgBouncer in transaction mode gives each
+// transaction another server connection: statements prepared on the last one
+// would be missing, and what a session sets would be another's.
+func adapt(ctx context.Context, config *pgx.ConnConfig, o opening) error {
 	prepares := config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	pooled, err := lookBehind(ctx, config)
+	if err != nil || pooled {
+		return err
+	}
+	config.RuntimeParams["search_path"] = searchPath
 	if !prepares {
 		return nil // the URL says default_query_exec_mode
-	}
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
-	var pid uint32
-	if err := conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
-		return err
-	}
-	if pid != conn.PgConn().PID() {
-		return nil
 	}
 	config.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	for name, value := range planning {
@@ -97,6 +126,31 @@ func chooseExecMode(ctx context.Context, config *pgx.ConnConfig, o opening) (err
 			strconv.FormatInt(max(o.idleInTransaction.Milliseconds(), 1), 10))
 	}
 	return nil
+}
+
+// lookBehind tells whether a pooler answers. A pooler betrays itself by the process
+// ID that it sends when a client connects, since it isn't the server process's. It
+// passes no search_path on, so the role must have ours.
+func lookBehind(ctx context.Context, config *pgx.ConnConfig) (pooled bool, err error) {
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
+	var pid uint32
+	var role, path string
+	if err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_backend_pid(), CAST(current_user AS pg_catalog.text),
+		pg_catalog.current_setting('search_path')`).Scan(&pid, &role, &path); err != nil {
+		return false, err
+	}
+	if pid == conn.PgConn().PID() {
+		return false, nil
+	}
+	if path != searchPath {
+		return true, fmt.Errorf("role %s has search_path %q behind a pooler, so other roles' functions could run with its rights: "+
+			"use a role of its own for Ownbucket, and run ALTER ROLE %s SET search_path = %s", role, path, pgx.Identifier{role}.Sanitize(), searchPath)
+	}
+	return true, nil
 }
 
 // planning keeps the plans of prepared statements good however the tables grow

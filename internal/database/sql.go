@@ -37,7 +37,7 @@ var inLane = regexp.MustCompile(`\{in_lane ([a-z_]+) ([a-z_]+)\}`)
 // before or after.
 var fragments = map[Dialect]map[string]string{
 	PostgreSQL: {
-		"{now}":               `(SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint))`,
+		"{now}":               `(SELECT CAST(extract(epoch FROM clock_timestamp()) * CAST(1000000 AS numeric) AS bigint))`,
 		"{skip_locked}":       `FOR UPDATE SKIP LOCKED`,
 		"{for_update}":        `FOR UPDATE`,
 		"{for_key_share}":     `FOR KEY SHARE`,

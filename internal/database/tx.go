@@ -25,6 +25,13 @@ const (
 	deadlockDetected     = "40P01"
 )
 
+// More of these codes.
+const (
+	lockNotAvailable = "55P03"
+	duplicateTable   = "42P07"
+	uniqueViolation  = "23505"
+)
+
 // stoodStill: idle_in_transaction_session_timeout ended a session of ours.
 const stoodStill = "25P03"
 
@@ -102,7 +109,7 @@ func IsTransient(err error) bool {
 		return lostToAnother(err) || lostConnection(err) ||
 			strings.HasPrefix(code, "08") || // connection exception
 			strings.HasPrefix(code, "53") || // insufficient resources
-			code == "55P03" || // lock not available
+			code == lockNotAvailable ||
 			code == "57014" || // an operator or the server's statement_timeout ended it
 			code == "25006" // read-only transaction: a failover in progress
 	}

@@ -19,10 +19,10 @@ func testUnixNow() int64 { return time.Now().Unix() }
 func counters(t *testing.T, db *database.DB) {
 	t.Helper()
 	for _, statement := range []string{
-		`CREATE TABLE counters (id integer PRIMARY KEY, n integer NOT NULL)`,
-		`INSERT INTO counters VALUES (1, 0), (2, 0)`,
+		`CREATE TABLE {counters} (id integer PRIMARY KEY, n integer NOT NULL)`,
+		`INSERT INTO {counters} VALUES (1, 0), (2, 0)`,
 	} {
-		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+		if _, err := db.ExecContext(t.Context(), db.SQL(statement)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -30,14 +30,14 @@ func counters(t *testing.T, db *database.DB) {
 
 func sum(t *testing.T, db *database.DB) (n int) {
 	t.Helper()
-	if err := db.GetContext(t.Context(), &n, `SELECT sum(n) FROM counters`); err != nil {
+	if err := db.GetContext(t.Context(), &n, db.SQL(`SELECT sum(n) FROM {counters}`)); err != nil {
 		t.Fatal(err)
 	}
 	return n
 }
 
 func increment(ctx context.Context, db *database.DB, tx *sqlx.Tx, id int) error {
-	_, err := tx.ExecContext(ctx, db.SQL(`UPDATE counters SET n = n + 1 WHERE id = ?`), id)
+	_, err := tx.ExecContext(ctx, db.SQL(`UPDATE {counters} SET n = n + 1 WHERE id = ?`), id)
 	return err
 }
 
@@ -158,7 +158,7 @@ func TestTxTakesSQLitesWriteLockWhenItBegins(t *testing.T) {
 			for range 20 {
 				err := db.Tx(t.Context(), func(tx *sqlx.Tx) error {
 					var n int
-					if err := tx.GetContext(t.Context(), &n, `SELECT n FROM counters WHERE id = 1`); err != nil {
+					if err := tx.GetContext(t.Context(), &n, one.SQL(`SELECT n FROM {counters} WHERE id = 1`)); err != nil {
 						return err
 					}
 					return increment(t.Context(), db, tx, 1)
@@ -183,7 +183,7 @@ func TestLockIsHeldByOneAtATimeAndWaitingEndsWithTheContext(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		other, err := two.Lock(t.Context(), "other purpose")
+		other, err := two.Lock(t.Context(), "other")
 		if err != nil {
 			t.Fatalf("another purpose shares the lock: %v", err)
 		}

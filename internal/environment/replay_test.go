@@ -277,9 +277,9 @@ func TestADiscardedCreationNotesWhatItsCopyMayHaveWritten(t *testing.T) {
 	s.own(dev, "media")
 	s.Work()
 	// The end of the creation can't be written.
-	s.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''refused''; END'`)
+	s.exec(`CREATE FUNCTION {refuse}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''refused''; END'`)
 	s.exec(`CREATE TRIGGER refuse BEFORE UPDATE ON {outbox} FOR EACH ROW
-		WHEN (NEW.state = 'completed' AND NEW.type = 'EnvironmentCreated') EXECUTE FUNCTION refuse()`)
+		WHEN (NEW.state = 'completed' AND NEW.type = 'EnvironmentCreated') EXECUTE FUNCTION {refuse}()`)
 	hang := s.AWS.Inject(awslocal.Rule{API: "s3:CopyObject", Key: directory("dev") + "a.txt", Times: 1, AfterEffect: true, Hang: true})
 	stop := s.Start()
 	creation := dev.Publish(created("dev", ""))

@@ -62,8 +62,8 @@ func TestSourceEventsBeginAfterTheSnapshotHoweverLongThatTakes(t *testing.T) {
 	s.prod.Publish(s.Upload("m1", "a.txt", "one"), s.Upload("m2", "b.txt", "two"))
 	s.Work()
 	for _, statement := range []string{
-		`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'`,
-		`CREATE TRIGGER slow BEFORE UPDATE ON {copies} FOR EACH ROW WHEN (OLD.state = 'pending') EXECUTE FUNCTION slow()`,
+		`CREATE FUNCTION {slow}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'`,
+		`CREATE TRIGGER slow BEFORE UPDATE ON {copies} FOR EACH ROW WHEN (OLD.state = 'pending') EXECUTE FUNCTION {slow}()`,
 	} {
 		s.exec(statement)
 	}

@@ -21,7 +21,7 @@ const DirectoryTaken = "directory_taken"
 // the two were set up. Integrations of production may share a prefix: the
 // ledger knows whose each key is.
 func (s *Store) requireApart(ctx context.Context, tx *sqlx.Tx, laneID int64, settings Settings) error {
-	if err := s.lockBucket(ctx, tx, settings.Bucket); err != nil {
+	if err := s.lockSettings(ctx, tx); err != nil {
 		return err
 	}
 	var others []Settings
@@ -56,16 +56,19 @@ func taken(settings Settings, format string, args ...any) error {
 	return failure.New(failure.Permanent, DirectoryTaken, "%w", fault)
 }
 
-// lockBucket lets one transaction at a time put settings into a bucket: two
-// that don't see each other could each find the bucket free.
-func (s *Store) lockBucket(ctx context.Context, tx *sqlx.Tx, name string) error {
+// lockSettings lets one transaction at a time put settings into a bucket: two that
+// don't see each other could each find the bucket free. It locks the table, against
+// nothing else but such a change, as only those may who may write to it.
+func (s *Store) lockSettings(ctx context.Context, tx *sqlx.Tx) error {
 	if s.db.Dialect == database.SQLite {
 		return nil // one writer
 	}
-	_, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`,
-		s.db.Schema+".integration.bucket."+name)
-	if err != nil {
-		return fmt.Errorf("lock bucket %q: %w", name, err)
+	const patience = `SET LOCAL lock_timeout = '30s'`
+	if _, err := tx.ExecContext(ctx, patience); err != nil {
+		return fmt.Errorf("lock the settings: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, s.db.SQL(`LOCK TABLE {integrations} IN SHARE UPDATE EXCLUSIVE MODE`)); err != nil {
+		return fmt.Errorf("lock the settings, which another change or a VACUUM of table integrations may be holding: %w", err)
 	}
 	return nil
 }

@@ -1,11 +1,13 @@
 package integration_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	"pgregory.net/rapid"
@@ -137,4 +139,25 @@ func TestOfTwoThatCollideAtOnceOneIsRefused(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Every role that can connect may take an advisory lock.
+func TestNoLockOfAStrangerHoldsAChangeUp(t *testing.T) {
+	t.Parallel()
+	db := dbtest.PostgreSQL(t)
+	change := production("s1")
+	stranger, err := db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Rollback()
+	if _, err := stranger.ExecContext(t.Context(), `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`,
+		db.Schema+".integration.bucket."+*change.Bucket); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := integration.New(db).Set(ctx, change); err != nil {
+		t.Error(err)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -46,7 +47,8 @@ func PgBouncer(t testing.TB, target string) string {
 	return StartPgBouncer(t, target).URL
 }
 
-// StartPgBouncer is PgBouncer for a test that restarts it.
+// StartPgBouncer is PgBouncer for a test that restarts it. Sessions of the database
+// have the search_path that Ownbucket asks for behind a pooler.
 func StartPgBouncer(t testing.TB, target string) *Bouncer {
 	t.Helper()
 	program, err := findPgBouncer()
@@ -57,6 +59,7 @@ func StartPgBouncer(t testing.TB, target string) *Bouncer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	setSearchPath(t, target, through)
 	owner, err := unprivileged() // PgBouncer refuses to be root, too
 	if err != nil {
 		t.Fatal(err)
@@ -88,6 +91,19 @@ func StartPgBouncer(t testing.TB, target string) *Bouncer {
 	b := &Bouncer{URL: through.String(), process: process}
 	b.await(t)
 	return b
+}
+
+func setSearchPath(t testing.TB, target string, parsed *url.URL) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	name := pgx.Identifier{strings.TrimPrefix(parsed.Path, "/")}.Sanitize()
+	if _, err := conn.Exec(t.Context(), `ALTER DATABASE `+name+` SET search_path = pg_catalog`); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Restart ends it at once, its clients' transactions included, and returns

@@ -2,11 +2,12 @@ package subscriber
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/ownbucket/ownbucket/internal/database"
 )
 
 // channel is what the outbox's trigger notifies.
@@ -22,13 +23,17 @@ func Listen(ctx context.Context, url, schema string, wake func(), logger *slog.L
 		if ctx.Err() != nil {
 			return
 		}
+		if errors.Is(err, database.ErrPooled) {
+			logger.Info("announcements of events can't be heard behind a pooler: polling finds them")
+			return
+		}
 		logger.Warn("announcements of events can't be heard: polling finds them", "error", err, "again_in", again)
 		wait(ctx, again)
 	}
 }
 
 func listen(ctx context.Context, url, schema string, wake func()) (err error) {
-	conn, err := pgx.Connect(ctx, url)
+	conn, err := database.Connect(ctx, url)
 	if err != nil {
 		return fmt.Errorf("connect to listen: %w", err)
 	}
