@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"slices"
 	"time"
 )
 
@@ -85,6 +87,12 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 func (b *watchedBody) Close() error {
 	b.watch.close()
 	return b.body.Close()
+}
+
+// openEnded tells whether nothing but the connection's end delimits an
+// answer's body (RFC 9112, 6.3).
+func openEnded(response *http.Response) bool {
+	return response.ContentLength < 0 && response.ProtoMajor < 2 && !slices.Contains(response.TransferEncoding, "chunked")
 }
 
 // networkReason is what of a network error is safe to show: no addresses of

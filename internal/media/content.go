@@ -40,6 +40,9 @@ type Content struct {
 // content makes a stream safe to send. On error the stream is left to the
 // caller to close.
 func (s *Sources) content(stream *stream, claimed *int64, digest []byte) (*Content, error) {
+	if stream.openEnded && claimed == nil && digest == nil {
+		return nil, refused("%s tells no length and doesn't send in chunks, so that half of it couldn't be told from all of it: publish it with its size or checksum_sha256", stream.name)
+	}
 	switch {
 	case claimed == nil:
 	case stream.size < 0:
@@ -103,6 +106,9 @@ func (s *stream) readLast(p []byte) error {
 }
 
 func (s *stream) short(missing int64) error {
+	if s.openEnded {
+		return unavailable("%s broke off after %d of its %d bytes, or is shorter than the event says: it tells no length itself", s.name, s.size-missing, s.size)
+	}
 	return sizeMismatch("%s ended after %d of its %d bytes", s.name, s.size-missing, s.size)
 }
 
@@ -125,7 +131,7 @@ func (s *Sources) measure(stream *stream, digest []byte) (*Content, error) {
 		}
 		body, size = spooled, size+rest
 	}
-	if err := s.checkMeasured(stream.name, size, sum, digest); err != nil {
+	if err := s.checkMeasured(stream, size, sum, digest); err != nil {
 		body.Close()
 		return nil, err
 	}
@@ -133,11 +139,15 @@ func (s *Sources) measure(stream *stream, digest []byte) (*Content, error) {
 	return &Content{Size: size, Body: body}, nil
 }
 
-func (s *Sources) checkMeasured(name string, size int64, sum hash.Hash, digest []byte) error {
+func (s *Sources) checkMeasured(stream *stream, size int64, sum hash.Hash, digest []byte) error {
 	if size > s.options.MaxUpload {
-		return failure.New(failure.Permanent, failure.TooLarge, "%s goes on beyond the upload limit of %d bytes", name, s.options.MaxUpload)
+		return failure.New(failure.Permanent, failure.TooLarge, "%s goes on beyond the upload limit of %d bytes", stream.name, s.options.MaxUpload)
 	}
-	return checkDigest(name, sum, digest)
+	err := checkDigest(stream.name, sum, digest)
+	if err != nil && stream.openEnded {
+		return unavailable("%s broke off after %d bytes, or has others than the event's checksum says: it tells no length itself", stream.name, size)
+	}
+	return err
 }
 
 // spool returns a file with head and the rest of the source in it, rewound,

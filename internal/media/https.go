@@ -135,7 +135,7 @@ func (s *Sources) answered(w *watch, at *url.URL, response *http.Response) (*str
 		return nil, err
 	}
 	body := &watchedBody{name: name, body: response.Body, watch: w, idle: s.options.IdleTimeout}
-	return &stream{name: name, size: response.ContentLength, body: body}, nil
+	return &stream{name: name, size: response.ContentLength, openEnded: openEnded(response), body: body}, nil
 }
 
 func classifyAnswer(name string, response *http.Response) error {
@@ -151,10 +151,26 @@ func classifyAnswer(name string, response *http.Response) error {
 		return refused("%s answers %s, expected 200", name, status)
 	}
 	// Stored as they came, compressed bytes would be served as the media.
-	if encoding := response.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+	if encoded(response.Header) {
 		return refused("%s sends compressed content although it was asked not to", name)
 	}
 	return nil
+}
+
+// encoded tells whether any Content-Encoding of any line, each of which may
+// list several, changes the content. net/http keeps a space before the colon.
+func encoded(header http.Header) bool {
+	for name, lines := range header {
+		if !strings.EqualFold(strings.TrimSpace(name), "Content-Encoding") {
+			continue
+		}
+		for encoding := range strings.SplitSeq(strings.Join(lines, ","), ",") {
+			if encoding = strings.TrimSpace(encoding); encoding != "" && !strings.EqualFold(encoding, "identity") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // classifyConnect sorts why there was no answer at all. What only the other

@@ -187,7 +187,10 @@ type stream struct {
 	name string
 	// size is what the source says, in bytes; -1 where it doesn't say.
 	size int64
-	body io.ReadCloser
+	// openEnded says that nothing but the connection's end delimits the body,
+	// so that a cut looks like its end.
+	openEnded bool
+	body      io.ReadCloser
 }
 
 func (s *Sources) openStream(ctx context.Context, source string) (*stream, error) {

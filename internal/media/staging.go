@@ -8,10 +8,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
@@ -36,12 +37,12 @@ func (s *Sources) openStaging(ctx context.Context, path string) (*stream, error)
 		}
 		return nil, classifyStaging(name, err)
 	}
-	body := &watchedBody{name: name, body: object.Body, watch: w, idle: s.options.IdleTimeout}
-	size := int64(-1)
-	if object.ContentLength != nil {
-		size = aws.ToInt64(object.ContentLength)
+	result := &stream{name: name, size: -1, openEnded: true}
+	if answer, ok := awsmiddleware.GetRawResponse(object.ResultMetadata).(*smithyhttp.Response); ok {
+		result.size, result.openEnded = answer.ContentLength, openEnded(answer.Response)
 	}
-	return &stream{name: name, size: size, body: body}, nil
+	result.body = &watchedBody{name: name, body: object.Body, watch: w, idle: s.options.IdleTimeout}
+	return result, nil
 }
 
 func (s *Sources) checkStaging(name, bucket, key string) error {
