@@ -62,7 +62,10 @@ type Config struct {
 	FileRoot         string
 	StagingBuckets   []string
 	SourceAllowCIDRs []netip.Prefix
-	SpoolDir         string
+	// SourceMinRate is how many bytes a second https: sources must send on
+	// average (64 KiB).
+	SourceMinRate int64
+	SpoolDir      string
 	// PathStyle and SessionPolicyKMS are auto, true or false.
 	PathStyle, SessionPolicyKMS string
 	// Brand is the word in the objects' metadata ("microcms").
@@ -140,7 +143,7 @@ func New(_ context.Context, config Config) (*Worker, error) {
 	}
 	sources, err := media.New(media.Options{
 		FileRoot: config.FileRoot, StagingBuckets: config.StagingBuckets, AllowCIDRs: config.SourceAllowCIDRs,
-		MaxUpload: config.MaxUpload, SpoolDir: config.SpoolDir, S3: stagingClient(config),
+		MinRate: config.SourceMinRate, MaxUpload: config.MaxUpload, SpoolDir: config.SpoolDir, S3: stagingClient(config),
 	})
 	if err != nil {
 		return nil, err

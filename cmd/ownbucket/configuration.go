@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/user"
 	"strconv"
@@ -120,5 +121,18 @@ func (s *uploadSize) UnmarshalText(text []byte) error {
 		return fmt.Errorf("%s: use 1 to %d bytes (5GiB), the most that one PUT can carry", text, media.MaxUpload)
 	}
 	*s = uploadSize(size)
+	return nil
+}
+
+// byteRate is a number of bytes a second.
+type byteRate int64
+
+// UnmarshalText reads bytes, also with a unit: 65536, 64KiB.
+func (r *byteRate) UnmarshalText(text []byte) error {
+	rate, err := humanize.ParseBytes(string(text))
+	if err != nil || rate == 0 || rate > math.MaxInt64 {
+		return fmt.Errorf("%q is no rate above 0: use bytes a second, or a unit as in 64KiB", text)
+	}
+	*r = byteRate(rate)
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/dustin/go-humanize"
 )
 
 // watch ends a remote source that keeps us waiting. Its context is the one to
@@ -22,9 +24,14 @@ type watch struct {
 }
 
 // errWaited is the cause when the watch, not the caller, ended a transfer.
-type errWaited struct{ what string }
+type errWaited struct {
+	what  string
+	limit time.Duration
+}
 
-func (e errWaited) Error() string { return e.what }
+func (e errWaited) Error() string {
+	return fmt.Sprintf("%s within %s", e.what, e.limit.Round(time.Millisecond))
+}
 
 func newWatch(ctx context.Context) *watch {
 	watched, cancel := context.WithCancelCause(ctx)
@@ -33,9 +40,11 @@ func newWatch(ctx context.Context) *watch {
 
 // limit cancels the context unless the timer is stopped in time.
 func (w *watch) limit(limit time.Duration, what string) *time.Timer {
-	return time.AfterFunc(limit, func() {
-		w.cancel(errWaited{fmt.Sprintf("%s within %s", what, limit)})
-	})
+	return w.endAfter(limit, errWaited{what, limit})
+}
+
+func (w *watch) endAfter(wait time.Duration, cause errWaited) *time.Timer {
+	return time.AfterFunc(wait, func() { w.cancel(cause) })
 }
 
 // ended tells why the context ended, or nil when it hasn't.
@@ -65,12 +74,35 @@ type watchedBody struct {
 	body  io.ReadCloser
 	watch *watch
 	idle  time.Duration
+	least leastRate
+
+	received int64
+	waited   time.Duration
+}
+
+// leastRate is how many bytes a second a source must send on average, apart
+// from the grace at its beginning; the zero value asks for nothing.
+type leastRate struct {
+	perSecond int64
+	grace     time.Duration
+}
+
+// within is how long the first bytes of that number may take.
+func (r leastRate) within(bytes int64) time.Duration {
+	return r.grace + time.Duration(float64(bytes)/float64(r.perSecond)*float64(time.Second))
+}
+
+func (r leastRate) String() string {
+	return fmt.Sprintf("%s a second (OWNBUCKET_SOURCE_MIN_RATE)", humanize.IBytes(uint64(r.perSecond)))
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
-	waiting := b.watch.limit(b.idle, "sent nothing")
+	started := time.Now()
+	waiting := b.patience()
 	n, err := b.body.Read(p)
 	waiting.Stop()
+	b.waited += time.Since(started)
+	b.received += int64(n)
 	if err == nil {
 		return n, nil
 	}
@@ -82,6 +114,18 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 		return n, io.EOF
 	}
 	return n, unavailable("%s broke off: %s", b.name, networkReason(err))
+}
+
+// patience bounds the next read: by the silence that is allowed, and by the
+// time that is left until the source is below its least rate.
+func (b *watchedBody) patience() *time.Timer {
+	if b.least.perSecond > 0 {
+		limit := b.least.within(b.received)
+		if left := limit - b.waited; left < b.idle {
+			return b.watch.endAfter(left, errWaited{"sent on average less than " + b.least.String(), limit})
+		}
+	}
+	return b.watch.limit(b.idle, "sent nothing")
 }
 
 func (b *watchedBody) Close() error {

@@ -134,7 +134,7 @@ func (s *Sources) answered(w *watch, at *url.URL, response *http.Response) (*str
 		response.Body.Close()
 		return nil, err
 	}
-	body := &watchedBody{name: name, body: response.Body, watch: w, idle: s.options.IdleTimeout}
+	body := &watchedBody{name: name, body: response.Body, watch: w, idle: s.options.IdleTimeout, least: leastRate{s.options.MinRate, s.options.RateGrace}}
 	return &stream{name: name, size: response.ContentLength, openEnded: openEnded(response), body: body}, nil
 }
 

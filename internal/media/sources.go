@@ -77,6 +77,11 @@ type Options struct {
 	// TransferTimeout bounds an https:// transfer as a whole, so that a
 	// stranger's trickle can't hold a slot for days (2 h).
 	TransferTimeout time.Duration
+	// MinRate is how many bytes a second an https:// source must send on
+	// average, once RateGrace is over (64 KiB; 30 s). Only the time spent on
+	// waiting for the source counts, not a slow consumer's.
+	MinRate   int64
+	RateGrace time.Duration
 	// MaxRedirects is how many redirects are followed (5).
 	MaxRedirects int
 }
@@ -92,6 +97,9 @@ type Sources struct {
 func New(o Options) (*Sources, error) {
 	if o.MaxUpload < 0 || o.MaxUpload > MaxUpload {
 		return nil, fmt.Errorf("media: the upload limit is %d bytes: it must be between 1 and %d (0 means the most)", o.MaxUpload, MaxUpload)
+	}
+	if o.MinRate < 0 {
+		return nil, fmt.Errorf("media: the least rate of a source is %d bytes a second: it must be at least 1 (0 means the default)", o.MinRate)
 	}
 	if len(o.StagingBuckets) > 0 && o.S3 == nil {
 		return nil, fmt.Errorf("media: staging buckets are named, but there is no S3 client to read them with")
@@ -114,6 +122,8 @@ func New(o Options) (*Sources, error) {
 	orDefault(&o.HeaderTimeout, 30*time.Second)
 	orDefault(&o.IdleTimeout, time.Minute)
 	orDefault(&o.TransferTimeout, 2*time.Hour)
+	orDefault(&o.MinRate, 64<<10)
+	orDefault(&o.RateGrace, 30*time.Second)
 	orDefault(&o.MaxRedirects, 5)
 	return &Sources{options: o, transport: newTransport(o)}, nil
 }

@@ -37,6 +37,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	write(t, file, "")
 	for name, options := range map[string]media.Options{
 		"limit above one PUT's":       {MaxUpload: media.MaxUpload + 1},
+		"negative rate":               {MinRate: -1},
 		"negative limit":              {MaxUpload: -1},
 		"no client for staging":       {StagingBuckets: []string{"staging"}},
 		"staging bucket with a slash": {StagingBuckets: []string{"a/b"}, S3: &s3.Client{}},
