@@ -62,6 +62,8 @@ type Config struct {
 	FileRoot         string
 	StagingBuckets   []string
 	SourceAllowCIDRs []netip.Prefix
+	// SourcePorts are the ports of https: sources (443 and 80).
+	SourcePorts []uint16
 	// SourceMinRate is how many bytes a second https: sources must send on
 	// average (64 KiB).
 	SourceMinRate int64
@@ -143,7 +145,8 @@ func New(_ context.Context, config Config) (*Worker, error) {
 	}
 	sources, err := media.New(media.Options{
 		FileRoot: config.FileRoot, StagingBuckets: config.StagingBuckets, AllowCIDRs: config.SourceAllowCIDRs,
-		MinRate: config.SourceMinRate, MaxUpload: config.MaxUpload, SpoolDir: config.SpoolDir, S3: stagingClient(config),
+		SourcePorts: config.SourcePorts, MinRate: config.SourceMinRate,
+		MaxUpload: config.MaxUpload, SpoolDir: config.SpoolDir, S3: stagingClient(config),
 	})
 	if err != nil {
 		return nil, err

@@ -27,6 +27,7 @@ type workerConfiguration struct {
 	FileRoot               string         `group:"worker" env:"OWNBUCKET_FILE_ROOT" placeholder:"DIRECTORY" help:"Where file: sources are read from; refused without it."`
 	StagingBuckets         []string       `group:"worker" env:"OWNBUCKET_STAGING_BUCKETS" placeholder:"BUCKET" help:"The CMS's own buckets that s3: sources may be in; refused in any other."`
 	SourceAllowCIDRs       []netip.Prefix `group:"worker" name:"source-allow-cidrs" env:"OWNBUCKET_SOURCE_ALLOW_CIDRS" placeholder:"CIDR" help:"Private networks that https: sources may be in, for tests."`
+	SourcePorts            []uint16       `group:"worker" env:"OWNBUCKET_SOURCE_PORTS" default:"443,80" placeholder:"PORT" help:"The ports of https: sources; refused at any other (${default})."`
 	SourceMinRate          byteRate       `group:"worker" env:"OWNBUCKET_SOURCE_MIN_RATE" default:"64KiB" placeholder:"SIZE" help:"How much an https: source must send a second, on average; below it the attempt fails (${default})."`
 	S3PathStyle            choice         `group:"worker" name:"s3-path-style" env:"OWNBUCKET_S3_PATH_STYLE" default:"auto" placeholder:"CHOICE" help:"Name the bucket in the path: auto (at endpoints other than AWS's), true or false (${default})."`
 	Concurrency            int            `group:"worker" env:"OWNBUCKET_CONCURRENCY" default:"64" placeholder:"N" help:"Events in flight in this worker (${default})."`
@@ -116,7 +117,7 @@ func (c workerCommand) Run(ctx context.Context, a *app) error {
 			LeaseDuration: c.LeaseDuration, Poll: c.PollInterval, Grace: c.GracePeriod,
 			RetryBase: c.RetryBase, RetryAttempts: c.RetryAttempts, Retention: c.Retention,
 			MaxUpload: int64(c.MaxUpload), FileRoot: c.FileRoot, StagingBuckets: c.StagingBuckets,
-			SourceAllowCIDRs: c.SourceAllowCIDRs, SourceMinRate: int64(c.SourceMinRate), SpoolDir: c.SpoolDir, PathStyle: string(c.S3PathStyle),
+			SourceAllowCIDRs: c.SourceAllowCIDRs, SourcePorts: c.SourcePorts, SourceMinRate: int64(c.SourceMinRate), SpoolDir: c.SpoolDir, PathStyle: string(c.S3PathStyle),
 			SessionPolicyKMS: string(c.SessionPolicyKMS), Brand: c.Brand, AWS: aws, Logger: logger,
 		})
 		if err != nil {

@@ -149,7 +149,7 @@ func networkReason(err error) string {
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return "the connection ended too early"
 	case errors.As(err, &dns):
-		return "looking up the host: " + dns.Err
+		return "the host's name can't be looked up"
 	case errors.As(err, &op):
 		return op.Err.Error()
 	case errors.As(err, &timeout) && timeout.Timeout():

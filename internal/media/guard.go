@@ -2,15 +2,29 @@ package media
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"syscall"
 
 	"code.dny.dev/ssrf"
 )
 
-// errNotPublic doesn't name the address: a customer reads this error, and
-// must not learn from it how names resolve inside our network.
-var errNotPublic = errors.New("it resolves to an address that isn't public")
+// errNotPublic names no address, and is the error of a name that doesn't
+// resolve too: a customer reads it, and must not learn from it which names
+// exist inside our network.
+var errNotPublic = errors.New("it has no address on the public internet")
+
+// errPort is a public address at a port that sources may not use.
+type errPort struct {
+	port    uint16
+	allowed []uint16
+}
+
+func (e errPort) Error() string {
+	return fmt.Sprintf("port %d isn't one of %s (OWNBUCKET_SOURCE_PORTS)", e.port, strings.Trim(strings.ReplaceAll(fmt.Sprint(e.allowed), " ", ", "), "[]"))
+}
 
 // azureHost is Azure's host agent: a public address that answers inside a
 // virtual machine only, metadata included.
@@ -19,22 +33,27 @@ var azureHost = netip.MustParsePrefix("168.63.129.16/32")
 // guard refuses addresses that aren't on the public internet. It sees each
 // address after name resolution, just before it is dialled, so a name that
 // changes its address between a check and its use gains nothing.
-type guard struct{ rules *ssrf.Guardian }
+type guard struct {
+	rules *ssrf.Guardian
+	ports []uint16
+	// allow are the exceptions, from the rule for ports too.
+	allow []netip.Prefix
+}
 
 // The library's list is IANA's special-purpose registries for IPv4 plus
 // multicast, and for IPv6 all outside of 2000::/3 (loopback, ULA with AWS's
 // fd00:ec2::254, link-local, multicast, NAT64) with 6to4, Teredo and
 // documentation.
-func newGuard(allow []netip.Prefix) guard {
+func newGuard(o Options) guard {
 	var v4, v6 []netip.Prefix
-	for _, prefix := range allow {
+	for _, prefix := range o.AllowCIDRs {
 		if prefix.Addr().Is4() {
 			v4 = append(v4, prefix)
 		} else {
 			v6 = append(v6, prefix)
 		}
 	}
-	return guard{ssrf.New(
+	return guard{ports: o.SourcePorts, allow: o.AllowCIDRs, rules: ssrf.New(
 		ssrf.WithAnyPort(),
 		ssrf.WithAllowedV4Prefixes(v4...),
 		ssrf.WithAllowedV6Prefixes(v6...),
@@ -48,8 +67,13 @@ func (g guard) control(network, address string, _ syscall.RawConn) error {
 	if err != nil || (network != "tcp4" && network != "tcp6") {
 		return errNotPublic
 	}
-	if g.rules.SafeAddr(reached(target.Addr())) != nil {
+	addr := reached(target.Addr())
+	if g.rules.SafeAddr(addr) != nil {
 		return errNotPublic
+	}
+	excepted := slices.ContainsFunc(g.allow, func(prefix netip.Prefix) bool { return prefix.Contains(addr) })
+	if !excepted && !slices.Contains(g.ports, target.Port()) {
+		return errPort{target.Port(), g.ports}
 	}
 	return nil
 }

@@ -76,11 +76,57 @@ func TestHTTPSNameOfPrivateAddressIsRefusedWithoutNamingIt(t *testing.T) {
 	}
 }
 
-func TestHTTPSUnknownNameIsRetried(t *testing.T) {
+func TestHTTPSErrorsDoNotTellWhichNamesExistInside(t *testing.T) {
 	t.Parallel()
-	sources := newSources(t, media.Options{Resolver: fakeDNS(func(string) netip.Addr { return netip.Addr{} })})
-	_, _, err := receive(t, sources, "https://nowhere.example.com/", nil, "")
+	for _, url := range []string{"https://db.internal.example.com/a", "https://db.internal.example.com:5432/a"} {
+		failed := map[bool]*failure.Error{}
+		for _, exists := range []bool{true, false} {
+			sources := newSources(t, media.Options{Resolver: fakeDNS(func(string) netip.Addr {
+				if exists {
+					return netip.MustParseAddr("10.11.12.13")
+				}
+				return netip.Addr{}
+			})})
+			_, _, err := receive(t, sources, url, nil, "")
+			wantFailure(t, err, failure.Permanent, failure.SourceRefused)
+			failed[exists] = failure.Of(err)
+		}
+		if failed[true].Error() != failed[false].Error() {
+			t.Errorf("a name that exists: %q, one that doesn't: %q", failed[true], failed[false])
+		}
+	}
+}
+
+func TestHTTPSNameThatCannotBeLookedUpIsRetried(t *testing.T) {
+	t.Parallel()
+	server := &net.OpError{
+		Op: "read", Net: "udp", Source: &net.UDPAddr{IP: net.IPv4(10, 0, 0, 5)}, Addr: &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 53},
+		Err: io.ErrClosedPipe,
+	}
+	sources := newSources(t, media.Options{Resolver: &net.Resolver{
+		PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, server },
+	}})
+	_, _, err := receive(t, sources, "https://example.com/", nil, "")
 	wantFailure(t, err, failure.Transient, media.CodeUnavailable)
+	if strings.Contains(err.Error(), "10.0.0.") {
+		t.Errorf("the error shows our name server: %v", err)
+	}
+}
+
+func TestHTTPSOtherPortIsRefusedAndNamed(t *testing.T) {
+	t.Parallel()
+	host, options := newHost(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", "https://8.8.8.8:6379/")
+		w.WriteHeader(http.StatusFound)
+	})
+	sources := newSources(t, options)
+	for _, source := range []string{"https://8.8.8.8:6379/", host.URL} {
+		_, _, err := receive(t, sources, source, nil, "")
+		wantFailure(t, err, failure.Permanent, failure.SourceRefused)
+		if !strings.Contains(err.Error(), "port 6379 isn't one of 443, 80 (OWNBUCKET_SOURCE_PORTS)") {
+			t.Errorf("%s: %v", source, err)
+		}
+	}
 }
 
 func TestHTTPSRedirects(t *testing.T) {

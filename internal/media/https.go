@@ -24,7 +24,7 @@ func newTransport(o Options) *http.Transport {
 	dialer := &net.Dialer{
 		Timeout:  o.ConnectTimeout,
 		Resolver: o.Resolver,
-		Control:  newGuard(o.AllowCIDRs).control,
+		Control:  newGuard(o).control,
 	}
 	// HTTP/1.1 only: its bodies are bounded and timed by the connection alone.
 	var protocols http.Protocols
@@ -182,9 +182,13 @@ func classifyConnect(name string, err error) *failure.Error {
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	var remote *net.OpError
+	var dns *net.DNSError
+	var port errPort
 	switch {
-	case errors.Is(err, errNotPublic):
+	case errors.Is(err, errNotPublic), errors.As(err, &dns) && dns.IsNotFound:
 		return refused("%s: %w", name, errNotPublic)
+	case errors.As(err, &port):
+		return refused("%s: %w", name, port)
 	case errors.As(err, &roots):
 		return unavailable("%s: this machine has no root certificates, install them: %w", name, roots)
 	case errors.As(err, &certificate):

@@ -55,6 +55,8 @@ type Options struct {
 
 	// AllowCIDRs are exceptions from the SSRF guard, for tests.
 	AllowCIDRs []netip.Prefix
+	// SourcePorts are the ports of https:// sources (443 and 80).
+	SourcePorts []uint16
 	// RootCAs vouch for https:// sources; nil means the system's.
 	RootCAs *x509.CertPool
 	// Resolver looks up the hosts of https:// sources; nil means the system's.
@@ -117,6 +119,10 @@ func New(o Options) (*Sources, error) {
 	}
 	o.StagingBuckets = slices.Clone(o.StagingBuckets)
 	o.AllowCIDRs = slices.Clone(o.AllowCIDRs)
+	o.SourcePorts = slices.Clone(o.SourcePorts)
+	if len(o.SourcePorts) == 0 {
+		o.SourcePorts = []uint16{443, 80}
+	}
 	orDefault(&o.MaxUpload, MaxUpload)
 	orDefault(&o.ConnectTimeout, 10*time.Second)
 	orDefault(&o.HeaderTimeout, 30*time.Second)
