@@ -49,6 +49,7 @@ type MediaUploaded struct {
 	// Source is where the bytes are: s3://bucket/key, https://…, or file: and
 	// a path below the worker's file root. It must stay readable until the
 	// event is completed or discarded. It may be a signed URL, so a secret.
+	// A URL that came from outside goes through [WebSource].
 	Source  string  `json:"source"`
 	Version Version `json:"version"`
 }

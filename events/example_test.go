@@ -152,6 +152,17 @@ func ExampleValidateFileName() {
 	// invalid event: file_name must not contain the control character U+000A: "two\nlines.png"
 }
 
+// A URL that a user registered goes through WebSource.
+func ExampleWebSource() {
+	for _, url := range []string{"https://images.example.com/cat.png", "s3://cms-staging/another-tenant/secret.png"} {
+		source, err := events.WebSource(url)
+		fmt.Println(source, err)
+	}
+	// Output:
+	// https://images.example.com/cat.png <nil>
+	//  invalid MediaUploaded event: source must begin with https://, since it comes from outside
+}
+
 // openCMS stands for the CMS's own database, with Ownbucket's outbox in it.
 func openCMS() *sql.DB {
 	db, err := sql.Open("sqlite", ":memory:")

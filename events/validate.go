@@ -2,7 +2,6 @@ package events
 
 import (
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"unicode"
@@ -17,8 +16,6 @@ const (
 	// maxHeader keeps service ID and content type well below the 2 KB that S3
 	// allows for all of an object's metadata.
 	maxHeader = 256
-	// maxSource leaves room for a presigned URL with a session token.
-	maxSource = 16 << 10
 	// maxEcho is how many characters of a refused value an error repeats.
 	maxEcho = 64
 )
@@ -215,47 +212,6 @@ func checksumFault(checksum string) string {
 	}
 	if len(checksum) != 64 || strings.ContainsFunc(checksum, func(r rune) bool { return !isHex(r) }) {
 		return fmt.Sprintf("must be 64 hex digits: %s", quote(checksum))
-	}
-	return ""
-}
-
-// sourceFault looks at the shape only: whether a source may be read is the
-// worker's to decide. It repeats no part of the source, nor an error of the
-// URL's parser, which would.
-func sourceFault(source string) string {
-	if source == "" {
-		return "must not be empty"
-	}
-	if len(source) > maxSource {
-		return fmt.Sprintf("is %d bytes long, of at most %d", len(source), maxSource)
-	}
-	if !utf8.ValidString(source) {
-		return "is not valid UTF-8"
-	}
-	if strings.ContainsFunc(source, unicode.IsControl) {
-		return "must not contain control characters"
-	}
-	switch {
-	case strings.HasPrefix(source, "s3://"):
-		bucket, key, _ := strings.Cut(strings.TrimPrefix(source, "s3://"), "/")
-		if bucket == "" || key == "" {
-			return "must name a bucket and a key: s3://bucket/key"
-		}
-	case strings.HasPrefix(source, "https://"):
-		location, err := url.Parse(source)
-		if err != nil || location.Hostname() == "" {
-			return "is not a valid https URL with a host"
-		}
-		if location.User != nil {
-			return "must not hold a user name or password"
-		}
-	case strings.HasPrefix(source, "file:"):
-		path := strings.TrimPrefix(source, "file:")
-		if path == "" || strings.HasPrefix(path, "/") {
-			return "must be a path relative to the worker's file root: file:path"
-		}
-	default:
-		return "must begin with s3://, https:// or file:"
 	}
 	return ""
 }

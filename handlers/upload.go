@@ -7,6 +7,7 @@ import (
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/media"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
@@ -116,7 +117,9 @@ func (j *job) complete(e events.MediaUploaded, object bucket.Object) bool {
 }
 
 func (j *job) send(ctx context.Context, e events.MediaUploaded, condition bucket.Condition) (bucket.Object, error) {
-	content, err := j.Sources.Open(ctx, e.Source, e.Size, e.ChecksumSHA256)
+	content, err := j.Sources.Open(ctx, media.Upload{
+		ServiceID: j.delivery.Event.ServiceID, Source: e.Source, Size: e.Size, SHA256: e.ChecksumSHA256,
+	})
 	if err != nil {
 		return bucket.Object{}, err
 	}

@@ -62,6 +62,8 @@ type Config struct {
 	FileRoot         string
 	StagingBuckets   []string
 	SourceAllowCIDRs []netip.Prefix
+	// StagingPrefix is what the keys of s3: sources must begin with.
+	StagingPrefix string
 	// SourcePorts are the ports of https: sources (443 and 80).
 	SourcePorts []uint16
 	// SourceMinRate is how many bytes a second https: sources must send on
@@ -145,7 +147,7 @@ func New(_ context.Context, config Config) (*Worker, error) {
 	}
 	sources, err := media.New(media.Options{
 		FileRoot: config.FileRoot, StagingBuckets: config.StagingBuckets, AllowCIDRs: config.SourceAllowCIDRs,
-		SourcePorts: config.SourcePorts, MinRate: config.SourceMinRate,
+		StagingPrefix: config.StagingPrefix, SourcePorts: config.SourcePorts, MinRate: config.SourceMinRate,
 		MaxUpload: config.MaxUpload, SpoolDir: config.SpoolDir, S3: stagingClient(config),
 	})
 	if err != nil {

@@ -26,6 +26,7 @@ type workerCommand struct {
 type workerConfiguration struct {
 	FileRoot               string         `group:"worker" env:"OWNBUCKET_FILE_ROOT" placeholder:"DIRECTORY" help:"Where file: sources are read from; refused without it."`
 	StagingBuckets         []string       `group:"worker" env:"OWNBUCKET_STAGING_BUCKETS" placeholder:"BUCKET" help:"The CMS's own buckets that s3: sources may be in; refused in any other."`
+	StagingPrefix          string         `group:"worker" env:"OWNBUCKET_STAGING_PREFIX" placeholder:"PREFIX" help:"What the keys of s3: sources must begin with, such as {service_id}/ for the event's own service. Default: any key."`
 	SourceAllowCIDRs       []netip.Prefix `group:"worker" name:"source-allow-cidrs" env:"OWNBUCKET_SOURCE_ALLOW_CIDRS" placeholder:"CIDR" help:"Private networks that https: sources may be in, for tests."`
 	SourcePorts            []uint16       `group:"worker" env:"OWNBUCKET_SOURCE_PORTS" default:"443,80" placeholder:"PORT" help:"The ports of https: sources; refused at any other (${default})."`
 	SourceMinRate          byteRate       `group:"worker" env:"OWNBUCKET_SOURCE_MIN_RATE" default:"64KiB" placeholder:"SIZE" help:"How much an https: source must send a second, on average; below it the attempt fails (${default})."`
@@ -116,7 +117,7 @@ func (c workerCommand) Run(ctx context.Context, a *app) error {
 			Concurrency: c.Concurrency, IntegrationConcurrency: c.IntegrationConcurrency,
 			LeaseDuration: c.LeaseDuration, Poll: c.PollInterval, Grace: c.GracePeriod,
 			RetryBase: c.RetryBase, RetryAttempts: c.RetryAttempts, Retention: c.Retention,
-			MaxUpload: int64(c.MaxUpload), FileRoot: c.FileRoot, StagingBuckets: c.StagingBuckets,
+			MaxUpload: int64(c.MaxUpload), FileRoot: c.FileRoot, StagingBuckets: c.StagingBuckets, StagingPrefix: c.StagingPrefix,
 			SourceAllowCIDRs: c.SourceAllowCIDRs, SourcePorts: c.SourcePorts, SourceMinRate: int64(c.SourceMinRate), SpoolDir: c.SpoolDir, PathStyle: string(c.S3PathStyle),
 			SessionPolicyKMS: string(c.SessionPolicyKMS), Brand: c.Brand, AWS: aws, Logger: logger,
 		})

@@ -138,7 +138,7 @@ func TestFileThatChangesWhileItIsSentIsFound(t *testing.T) {
 			root := t.TempDir()
 			path := filepath.Join(root, "f")
 			write(t, path, string(make([]byte, 2*mebibyte)))
-			content, err := newSources(t, media.Options{FileRoot: root}).Open(testContext(t), "file:f", nil, "")
+			content, err := newSources(t, media.Options{FileRoot: root}).Open(testContext(t), media.Upload{Source: "file:f"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -179,7 +179,7 @@ func TestMemoryDoesNotGrowWithTheFile(t *testing.T) { // alone: it counts the pr
 	sources := newSources(t, media.Options{FileRoot: root})
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	content, err := sources.Open(testContext(t), "file:big", sized(length), "")
+	content, err := sources.Open(testContext(t), media.Upload{Source: "file:big", Size: sized(length)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func TestSpooledContentCanBeSentAgainAndLeavesNoFile(t *testing.T) {
 		http.NewResponseController(w).Flush()
 		w.Write(want)
 	})
-	content, err := newSources(t, options).Open(testContext(t), host.URL, nil, "")
+	content, err := newSources(t, options).Open(testContext(t), media.Upload{Source: host.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestHTTPSTooLargeIsFoundEarly(t *testing.T) {
 				w.Write(make([]byte, test.length))
 			})
 			options.MaxUpload = limit
-			content, err := newSources(t, options).Open(testContext(t), host.URL, test.size, "")
+			content, err := newSources(t, options).Open(testContext(t), media.Upload{Source: host.URL, Size: test.size})
 			if test.code != "" {
 				wantFailure(t, err, failure.Permanent, test.code)
 				return
@@ -292,7 +292,7 @@ func TestCancelledWorkLosesNoAttempt(t *testing.T) {
 			<-asked
 			cancel(lost)
 		}()
-		content, err := sources.Open(ctx, host.URL+path, nil, "")
+		content, err := sources.Open(ctx, media.Upload{Source: host.URL + path})
 		if err == nil {
 			_, err = io.ReadAll(content.Body)
 			content.Body.Close()
@@ -300,7 +300,7 @@ func TestCancelledWorkLosesNoAttempt(t *testing.T) {
 		if !errors.Is(err, lost) || failure.Of(err).Class != failure.Interrupted {
 			t.Errorf("%s: got %s: %v", path, failure.Of(err).Class, err)
 		}
-		if _, err := sources.Open(ctx, host.URL, nil, ""); failure.Of(err).Class != failure.Interrupted {
+		if _, err := sources.Open(ctx, media.Upload{Source: host.URL}); failure.Of(err).Class != failure.Interrupted {
 			t.Errorf("opened under an ended context: %v", err)
 		}
 	}

@@ -56,7 +56,7 @@ func testContext(t testing.TB) context.Context {
 // consumer got, whether or not there was an error.
 func receive(t testing.TB, sources *media.Sources, source string, size *int64, sum string) ([]byte, *media.Content, error) {
 	t.Helper()
-	content, err := sources.Open(testContext(t), source, size, sum)
+	content, err := sources.Open(testContext(t), media.Upload{Source: source, Size: size, SHA256: sum})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/media"
 )
 
 func TestPutOfALyingSourceNeverCompletes(t *testing.T) {
@@ -41,7 +42,7 @@ func TestPutOfALyingSourceNeverCompletes(t *testing.T) {
 				http.NewResponseController(w).Flush() // without Content-Length
 				w.Write(content)
 			})
-			source, err := newSources(t, options).Open(testContext(t), host.URL, sized(test.size), test.sum)
+			source, err := newSources(t, options).Open(testContext(t), media.Upload{Source: host.URL, Size: sized(test.size), SHA256: test.sum})
 			if err != nil {
 				t.Fatal(err)
 			}

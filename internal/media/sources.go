@@ -50,6 +50,10 @@ type Options struct {
 	FileRoot string
 	// StagingBuckets are the only names that s3:// may name.
 	StagingBuckets []string
+	// StagingPrefix is what the keys of s3:// sources must begin with, such as
+	// {service_id}/, which stands for the event's own service; empty allows
+	// every key, so that an event can name another customer's.
+	StagingPrefix string
 	// S3 reads the staging buckets under the worker's own credentials.
 	S3 *s3.Client
 
@@ -106,6 +110,9 @@ func New(o Options) (*Sources, error) {
 	if len(o.StagingBuckets) > 0 && o.S3 == nil {
 		return nil, fmt.Errorf("media: staging buckets are named, but there is no S3 client to read them with")
 	}
+	if o.StagingPrefix != "" && !strings.HasSuffix("/"+o.StagingPrefix, "/"+serviceIDVariable+"/") {
+		return nil, fmt.Errorf("media: the staging prefix %q must end in the directory %s/, so that no service reads another's keys", o.StagingPrefix, serviceIDVariable)
+	}
 	for _, bucket := range o.StagingBuckets {
 		if bucket == "" || strings.Contains(bucket, "/") {
 			return nil, fmt.Errorf("media: %q can't be the name of a staging bucket", bucket)
@@ -155,21 +162,32 @@ func checkDirectory(what, path string) error {
 	return nil
 }
 
-// Open opens an event's source. size and sha256hex are what the event claims,
-// nil and empty where it claims nothing. ctx must outlive the content, and the
-// caller closes its Body. Every error is classified, or the context's own.
-func (s *Sources) Open(ctx context.Context, source string, size *int64, sha256hex string) (*Content, error) {
-	digest, err := parseDigest(sha256hex)
+// Upload is what an event says of its bytes.
+type Upload struct {
+	// ServiceID is the customer's service, for Options.StagingPrefix.
+	ServiceID string
+	Source    string
+	// Size and SHA256 (hex) are what the event claims, nil and empty where it
+	// claims nothing.
+	Size   *int64
+	SHA256 string
+}
+
+// Open opens an upload's source. ctx must outlive the content, and the caller
+// closes its Body. Every error is classified, or the context's own.
+func (s *Sources) Open(ctx context.Context, upload Upload) (*Content, error) {
+	digest, err := parseDigest(upload.SHA256)
 	if err != nil {
 		return nil, err
 	}
+	size := upload.Size
 	if size != nil && *size < 0 {
 		return nil, failure.New(failure.Permanent, failure.InvalidEvent, "the event says that the media has %d bytes", *size)
 	}
 	if size != nil && *size > s.options.MaxUpload {
 		return nil, s.tooLarge("the media", *size)
 	}
-	stream, err := s.openStream(ctx, source)
+	stream, err := s.openStream(ctx, upload)
 	if err != nil {
 		return nil, err
 	}
@@ -209,14 +227,15 @@ type stream struct {
 	body      io.ReadCloser
 }
 
-func (s *Sources) openStream(ctx context.Context, source string) (*stream, error) {
+func (s *Sources) openStream(ctx context.Context, upload Upload) (*stream, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("source not opened: %w", contextError(ctx))
 	}
+	source := upload.Source
 	scheme, rest, found := strings.Cut(source, ":")
 	switch {
 	case found && scheme == "s3" && strings.HasPrefix(rest, "//"):
-		return s.openStaging(ctx, rest[len("//"):])
+		return s.openStaging(ctx, rest[len("//"):], upload.ServiceID)
 	case found && strings.EqualFold(scheme, "https") && strings.HasPrefix(rest, "//"):
 		return s.openHTTPS(ctx, source)
 	case found && scheme == "file":

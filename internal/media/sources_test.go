@@ -37,6 +37,10 @@ func TestOptionsAreChecked(t *testing.T) {
 	write(t, file, "")
 	for name, options := range map[string]media.Options{
 		"limit above one PUT's":       {MaxUpload: media.MaxUpload + 1},
+		"staging prefix without it":   {StagingPrefix: "uploads/"},
+		"staging prefix without end":  {StagingPrefix: "{service_id}"},
+		"staging prefix of a part":    {StagingPrefix: "of-{service_id}/"},
+		"staging prefix that goes on": {StagingPrefix: "{service_id}/uploads"},
 		"negative rate":               {MinRate: -1},
 		"negative limit":              {MaxUpload: -1},
 		"no client for staging":       {StagingBuckets: []string{"staging"}},
@@ -94,7 +98,7 @@ func FuzzSourceNeverLeavesWhatIsAllowed(f *testing.F) {
 			Resolver:       &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, io.EOF }},
 			ConnectTimeout: 1,
 		})
-		content, err := sources.Open(t.Context(), source, nil, "")
+		content, err := sources.Open(t.Context(), media.Upload{Source: source})
 		if err != nil {
 			var classified *failure.Error
 			if classified = failure.Of(err); classified.Code == failure.Internal {

@@ -17,12 +17,18 @@ import (
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
 
+// serviceIDVariable stands in Options.StagingPrefix for the event's service.
+const serviceIDVariable = "{service_id}"
+
 // openStaging opens bucket/key; the key is everything after the first slash,
 // raw, whatever it contains.
-func (s *Sources) openStaging(ctx context.Context, path string) (*stream, error) {
+func (s *Sources) openStaging(ctx context.Context, path, serviceID string) (*stream, error) {
 	bucket, key, _ := strings.Cut(path, "/")
 	name := fmt.Sprintf("%q", "s3://"+path)
 	if err := s.checkStaging(name, bucket, key); err != nil {
+		return nil, err
+	}
+	if err := s.checkTenant(name, key, serviceID); err != nil {
 		return nil, err
 	}
 	w := newWatch(ctx)
@@ -61,6 +67,22 @@ func (s *Sources) checkStaging(name, bucket, key string) error {
 		if segment == "." || segment == ".." {
 			return refused("%s: a key with the segment %q is not allowed", name, segment)
 		}
+	}
+	return nil
+}
+
+// checkTenant holds an event to the keys of its own service, where these are
+// told apart by their prefix.
+func (s *Sources) checkTenant(name, key, serviceID string) error {
+	if s.options.StagingPrefix == "" {
+		return nil
+	}
+	// The directory of a/b would lie in that of a.
+	if serviceID == "" || strings.Contains(serviceID, "/") {
+		return refused("%s: the service %q has no staging directory of its own: OWNBUCKET_STAGING_PREFIX needs service IDs without a slash", name, serviceID)
+	}
+	if prefix := strings.ReplaceAll(s.options.StagingPrefix, serviceIDVariable, serviceID); !strings.HasPrefix(key, prefix) {
+		return refused("%s: the service %q may only name keys below %q (OWNBUCKET_STAGING_PREFIX)", name, serviceID, prefix)
 	}
 	return nil
 }

@@ -67,6 +67,49 @@ func TestOnlyNamedStagingBucketsAreRead(t *testing.T) {
 	}
 }
 
+func TestStagingKeysCanBeBoundToTheirService(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		prefix, service, key string
+		refused              bool
+	}{
+		{prefix: "", service: "S1", key: "S2/a.jpg"},
+		{prefix: "{service_id}/", service: "S1", key: "S1/a.jpg"},
+		{prefix: "{service_id}/", service: "SERVICE#1", key: "SERVICE#1/x/S2/a.jpg"},
+		{prefix: "uploads/{service_id}/", service: "S1", key: "uploads/S1/a.jpg"},
+		{prefix: "{service_id}/", service: "S1", key: "S2/a.jpg", refused: true},
+		{prefix: "{service_id}/", service: "S1", key: "S10/a.jpg", refused: true},
+		{prefix: "{service_id}/", service: "S1", key: "S1", refused: true},
+		{prefix: "{service_id}/", service: "S1", key: "s1/a.jpg", refused: true},
+		{prefix: "{service_id}/", service: "S1", key: "/S1/a.jpg", refused: true},
+		{prefix: "{service_id}/", service: "S1", key: "S1/../S2/a.jpg", refused: true},
+		{prefix: "{service_id}/", service: "S1", key: "{service_id}/a.jpg", refused: true},
+		{prefix: "{service_id}/", service: "S1/x", key: "S1/x/a.jpg", refused: true},
+		{prefix: "{service_id}/", service: "", key: "/a.jpg", refused: true},
+		{prefix: "uploads/{service_id}/", service: "S1", key: "S1/a.jpg", refused: true},
+		{prefix: "uploads/{service_id}/", service: "..", key: "uploads/../a.jpg", refused: true},
+	}
+	for _, test := range tests {
+		options := newStaging(t, func(w http.ResponseWriter, r *http.Request) {
+			if test.refused {
+				t.Errorf("asked for %s", r.URL)
+			}
+			fmt.Fprint(w, "bytes")
+		})
+		options.StagingPrefix = test.prefix
+		content, err := newSources(t, options).Open(testContext(t), media.Upload{ServiceID: test.service, Source: "s3://staging/" + test.key})
+		if test.refused {
+			wantFailure(t, err, failure.Permanent, failure.SourceRefused)
+			continue
+		}
+		if err != nil {
+			t.Errorf("%+v: %v", test, err)
+			continue
+		}
+		content.Body.Close()
+	}
+}
+
 func TestStagingErrorsNeverBlameTheCustomer(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
