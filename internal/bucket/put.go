@@ -81,7 +81,7 @@ func (b *Bucket) Put(ctx context.Context, in PutInput) (etag string, err error) 
 			f = failure.New(failure.Transient, failure.ServerError, "%w", f).WithRequestID(f.RequestID)
 		}
 		if f.Code == failure.Timeout && source.late.Load() {
-			f = failure.New(failure.Transient, failure.SourceUnavailable,
+			f = failure.New(failure.Transient, failure.SourceSlow,
 				"the upload's source gave nothing for so long that S3 gave up: %w", f).WithRequestID(f.RequestID)
 		}
 		return "", f
@@ -243,7 +243,7 @@ func sourceFailure(err error) error {
 	}
 	f := failure.Of(fmt.Errorf("read the upload's source: %w", err))
 	if f.Code == failure.Timeout {
-		f.Code = failure.SourceUnavailable // the attempt's time is over, and it is the source that is waited for
+		f.Code = failure.SourceSlow // the attempt's time is over, and it is the source that is waited for
 	}
 	return f
 }

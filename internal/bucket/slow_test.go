@@ -70,7 +70,7 @@ func TestASourceThatPausesIsNotTheBucketsFault(t *testing.T) {
 				t.Fatal(err)
 			}
 			body := io.LimitReader(&pausing{half, goOn}, size)
-			want := failure.SourceUnavailable
+			want := failure.SourceSlow
 			if !paused {
 				body, want = io.LimitReader(&counted{}, size), failure.Timeout
 			}
@@ -86,7 +86,7 @@ func TestASourceThatLastsLongerThanTheAttemptIsNotTheBucketsFault(t *testing.T) 
 	t.Parallel()
 	w := newWire(t, stored)
 	_, err := w.bucket(t).Put(t.Context(), put(errReader{context.DeadlineExceeded}, 4<<20))
-	if f := failure.Of(err); f == nil || f.Class != failure.Transient || f.Slows() {
+	if f := failure.Of(err); f == nil || f.Class != failure.Transient || f.Code != failure.SourceSlow || !f.Slows() {
 		t.Errorf("got %v", err)
 	}
 }

@@ -42,12 +42,14 @@ const (
 	SourceChanged    = "source_changed"
 	OtherAccount     = "other_account"
 
-	// Throttled and Timeout also shrink the integration's concurrency.
+	// Throttled, Timeout and SourceSlow also shrink the integration's concurrency.
 	Throttled = "throttled"
 	Timeout   = "timeout"
+	// SourceSlow is an upload's source that kept the worker waiting for too long.
+	SourceSlow = "source_slow"
 
-	// SourceUnavailable is an upload's source that doesn't answer, breaks off, or
-	// keeps the bucket waiting. It says nothing about the customer's integration.
+	// SourceUnavailable is an upload's source that can't be reached, fails or breaks
+	// off. It says nothing about the customer's integration.
 	SourceUnavailable = "source_unavailable"
 
 	// ServerError is a 5xx, a reset connection or an unreadable answer.
@@ -85,8 +87,11 @@ func (e *Error) Error() string { return e.err.Error() }
 
 func (e *Error) Unwrap() error { return e.err }
 
-// Slows tells whether the failure is one that calls for fewer calls at once.
-func (e *Error) Slows() bool { return e.Code == Throttled || e.Code == Timeout }
+// Slows tells whether the failure is one that calls for fewer events at once, so
+// that those that hang leave slots to other customers.
+func (e *Error) Slows() bool {
+	return e.Code == Throttled || e.Code == Timeout || e.Code == SourceSlow
+}
 
 // Of classifies any error. A cancelled context is interrupted work, a passed
 // deadline a transient timeout, and what nobody classified is an internal

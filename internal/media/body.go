@@ -54,7 +54,7 @@ func (w *watch) ended(name string) error {
 	}
 	var waited errWaited
 	if errors.As(context.Cause(w.ctx), &waited) {
-		return unavailable("%s: %s", name, waited)
+		return tooSlow("%s: %s", name, waited)
 	}
 	return nil
 }

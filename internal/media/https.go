@@ -197,9 +197,18 @@ func classifyConnect(name string, err error) *failure.Error {
 		return refused("%s doesn't speak TLS", name)
 	case errors.As(err, &remote) && remote.Op == "remote error": // crypto/tls's word for an alert
 		return refused("%s: it ends the TLS handshake: %w", name, remote.Err)
+	case isTimeout(err):
+		return tooSlow("%s: no answer in time", name)
 	default:
 		return unavailable("%s: %s", name, networkReason(err))
 	}
+}
+
+// isTimeout tells whether a host kept us waiting. A name server that does is ours.
+func isTimeout(err error) bool {
+	var dns *net.DNSError
+	var timeout net.Error
+	return !errors.As(err, &dns) && errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // urlName is what of a URL may be shown: a query string is often a signature.

@@ -260,7 +260,7 @@ func TestHTTPSThatKeepsUsWaitingIsCut(t *testing.T) {
 			})
 			test.limit(&options)
 			_, _, err := receive(t, newSources(t, options), host.URL, nil, "")
-			wantFailure(t, err, failure.Transient, media.CodeUnavailable)
+			wantFailure(t, err, failure.Transient, media.CodeSlow)
 			if !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%q doesn't say %q", err, test.want)
 			}

@@ -77,8 +77,8 @@ func wantFailure(t testing.TB, err error, class failure.Class, code string) {
 	if got.Class != class || got.Code != code {
 		t.Errorf("got %s %s (%v), want %s %s", got.Class, got.Code, err, class, code)
 	}
-	if got.Slows() {
-		t.Errorf("%v would shrink the customer's integration", err)
+	if got.Slows() != (code == media.CodeSlow) {
+		t.Errorf("it is %t that %v shrinks the customer's integration", got.Slows(), err)
 	}
 }
 

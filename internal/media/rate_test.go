@@ -32,7 +32,7 @@ func TestHTTPSTrickleGivesItsSlotBack(t *testing.T) {
 			})
 			options.RateGrace = 50 * time.Millisecond
 			_, _, err := receive(t, newSources(t, options), host.URL, nil, "")
-			wantFailure(t, err, failure.Transient, media.CodeUnavailable)
+			wantFailure(t, err, failure.Transient, media.CodeSlow)
 			if want := "on average less than 64 KiB a second (OWNBUCKET_SOURCE_MIN_RATE)"; !strings.Contains(err.Error(), want) {
 				t.Errorf("%q doesn't say %q", err, want)
 			}

@@ -28,12 +28,15 @@ import (
 )
 
 // Codes of this package's own transient failures. They differ from the
-// customer's bucket's on purpose: a slow or denied source says nothing about
-// the customer's integration, so it neither shrinks nor blocks it.
+// customer's bucket's on purpose: a failing or denied source says nothing about
+// the customer's integration, so it neither shrinks nor blocks it. A slow one
+// shrinks it, since its transfers keep slots from others.
 const (
-	// CodeUnavailable is a source that doesn't answer, answers 5xx or 429, or
+	// CodeUnavailable is a source that can't be reached, answers 5xx or 429, or
 	// breaks off.
 	CodeUnavailable = failure.SourceUnavailable
+	// CodeSlow is a source that is silent for too long, or sends too slowly.
+	CodeSlow = failure.SourceSlow
 	// CodeDenied is our own staging bucket or file root denying the worker: a
 	// fault of the installation, which its operators mend.
 	CodeDenied = "source_denied"
@@ -256,6 +259,10 @@ func gone(format string, args ...any) *failure.Error {
 
 func unavailable(format string, args ...any) *failure.Error {
 	return failure.New(failure.Transient, CodeUnavailable, format, args...)
+}
+
+func tooSlow(format string, args ...any) *failure.Error {
+	return failure.New(failure.Transient, CodeSlow, format, args...)
 }
 
 func denied(format string, args ...any) *failure.Error {

@@ -180,7 +180,7 @@ func TestStagingLiesAndInterruptions(t *testing.T) {
 
 	options.IdleTimeout = 50 * time.Millisecond
 	_, _, err = receive(t, newSources(t, options), "s3://staging/silent", nil, "")
-	wantFailure(t, err, failure.Transient, media.CodeUnavailable)
+	wantFailure(t, err, failure.Transient, media.CodeSlow)
 }
 
 func TestStagingThatDoesNotAnswerIsRetried(t *testing.T) {
@@ -188,5 +188,5 @@ func TestStagingThatDoesNotAnswerIsRetried(t *testing.T) {
 	options := newStaging(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	options.HeaderTimeout = 50 * time.Millisecond
 	_, _, err := receive(t, newSources(t, options), "s3://staging/key", nil, "")
-	wantFailure(t, err, failure.Transient, media.CodeUnavailable)
+	wantFailure(t, err, failure.Transient, media.CodeSlow)
 }
