@@ -1,11 +1,8 @@
 package migrations_test
 
 import (
-	"context"
 	"errors"
-	neturl "net/url"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
@@ -152,98 +149,3 @@ func TestTheSchemaMayHaveAnyValidName(t *testing.T) {
 
 const insertEvent = `INSERT INTO {outbox} (event_id, type, service_id, environment_id, data)
 	VALUES (?, 'MediaDeleted', 's', '', '{}') ON CONFLICT (event_id) DO NOTHING`
-
-func TestAGrantedPublisherMayPublishAndNothingElse(t *testing.T) {
-	t.Parallel()
-	db := dbtest.PostgreSQL(t)
-	ctx := t.Context()
-	role := `cms "core" ` + uuid.NewString() // roles are the whole server's
-	if err := migrations.GrantPublisher(ctx, db, role); err == nil || !strings.Contains(err.Error(), "does not exist") {
-		t.Fatalf("a missing role gives %v", err)
-	}
-	quoted := `"` + strings.ReplaceAll(role, `"`, `""`) + `"`
-	if _, err := db.ExecContext(ctx, `CREATE ROLE `+quoted); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_, err := db.ExecContext(context.Background(), `DROP OWNED BY `+quoted+`; DROP ROLE `+quoted)
-		if err != nil {
-			t.Error(err)
-		}
-	})
-	for range 2 {
-		if err := migrations.GrantPublisher(ctx, db, role); err != nil {
-			t.Fatal(err)
-		}
-	}
-
-	as := func(query string, args ...any) error {
-		tx, err := db.BeginTxx(ctx, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = tx.Rollback() }()
-		if _, err := tx.ExecContext(ctx, `SET LOCAL ROLE `+quoted); err != nil {
-			t.Fatal(err)
-		}
-		_, err = tx.ExecContext(ctx, db.SQL(query), args...)
-		return err
-	}
-	if err := as(insertEvent, uuid.NewString()); err != nil {
-		t.Errorf("publishing: %v", err)
-	}
-	for _, query := range []string{
-		`SELECT data FROM {outbox}`,
-		`SELECT service_id FROM {outbox}`,
-		`DELETE FROM {outbox}`,
-		`UPDATE {outbox} SET state = 'completed'`,
-		`SELECT external_id FROM {integrations}`,
-		`CREATE TABLE {mine} (x int)`,
-		`LOCK TABLE {integrations} IN SHARE UPDATE EXCLUSIVE MODE`,
-		`LOCK TABLE {schema_migrations_lock} IN EXCLUSIVE MODE`,
-		`LOCK TABLE {outbox} IN SHARE MODE`,
-		`SELECT 1 FROM {lanes} FOR UPDATE`,
-	} {
-		if err := as(query); err == nil || !strings.Contains(err.Error(), "permission denied") {
-			t.Errorf("%s: %v, want permission denied", query, err)
-		}
-	}
-}
-
-func TestGrantingWithoutTheRightToIsAnError(t *testing.T) {
-	t.Parallel()
-	url := dbtest.PostgreSQLURL(t)
-	db := dbtest.Open(t, url)
-	worker, cms := "worker "+uuid.NewString(), "cms "+uuid.NewString()
-	for _, role := range []string{worker, cms} {
-		if _, err := db.ExecContext(t.Context(), `CREATE ROLE "`+role+`" LOGIN`); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if _, err := db.ExecContext(context.Background(), `DROP OWNED BY "`+role+`"; DROP ROLE "`+role+`"`); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	if _, err := db.ExecContext(t.Context(), `GRANT USAGE ON SCHEMA ownbucket TO "`+worker+`";
-		GRANT ALL ON ALL TABLES IN SCHEMA ownbucket TO "`+worker+`"`); err != nil {
-		t.Fatal(err)
-	}
-	asWorker, err := neturl.Parse(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	asWorker.User = neturl.User(worker)
-	err = migrations.GrantPublisher(t.Context(), dbtest.Open(t, asWorker.String()), cms)
-	if err == nil || !strings.Contains(err.Error(), "owner") {
-		t.Errorf("nothing was granted, and the error is %v", err)
-	}
-}
-
-func TestGrantingOnSQLiteSaysWhyNot(t *testing.T) {
-	t.Parallel()
-	err := migrations.GrantPublisher(t.Context(), dbtest.SQLite(t), "cms")
-	if err == nil || !strings.Contains(err.Error(), "PostgreSQL only") {
-		t.Errorf("error is %v", err)
-	}
-}

@@ -19,8 +19,10 @@ type arrange func(t *testing.T, db *database.DB, lane int64)
 // lane, and one that waits for its retry is parked.
 func publish(t testing.TB, db *database.DB, serviceID, environmentID string, laneID *int64, state string) {
 	t.Helper()
-	exec(t, db, `INSERT INTO {outbox} (event_id, type, service_id, environment_id, data, lane_id, state, parked)
-		VALUES (?, 'MediaDeleted', ?, ?, '{}', ?, ?, ?)`, uuid.NewString(), serviceID, environmentID, laneID, state, state == "retryable")
+	id := uuid.NewString()
+	exec(t, db, `INSERT INTO {outbox} (event_id, type, service_id, environment_id, data) VALUES (?, 'MediaDeleted', ?, ?, '{}')`,
+		id, serviceID, environmentID)
+	exec(t, db, `UPDATE {outbox} SET lane_id = ?, state = ?, parked = ? WHERE event_id = ?`, laneID, state, state == "retryable", id)
 }
 
 func event(states ...string) arrange {

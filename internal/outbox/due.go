@@ -26,8 +26,8 @@ func (s *Store) Promote(ctx context.Context) (lanes []int64, more bool, err erro
 			LaneID   int64 `db:"lane_id"`
 		}
 		if err := tx.SelectContext(ctx, &due, s.db.SQL(`
-			SELECT sequence, lane_id FROM {outbox} WHERE next_attempt_at <= {now}
-			ORDER BY next_attempt_at LIMIT ?`), dueBatch); err != nil || len(due) == 0 {
+			SELECT sequence, CAST(lane_id AS bigint) AS lane_id FROM {outbox}
+			WHERE next_attempt_at <= {now} AND lane_id IS NOT NULL ORDER BY next_attempt_at LIMIT ?`), dueBatch); err != nil || len(due) == 0 {
 			return err
 		}
 		distinct := make(map[int64]bool)
@@ -68,12 +68,14 @@ func (s *Store) Promote(ctx context.Context) (lanes []int64, more bool, err erro
 
 // Prune deletes completed and discarded events that ended longer ago than the
 // retention, in batches along the sequence, and returns where it got to: 0
-// when a batch has none that is old enough. Dead events stay.
+// when a batch has none that is old enough. Dead events stay. A publisher may have
+// written a created_at in the future, which tells nothing.
 func (s *Store) Prune(ctx context.Context, retention time.Duration, after int64) (next, deleted int64, err error) {
 	var last *int64
 	if err := s.db.GetContext(ctx, &last, s.db.SQL(`
-		SELECT max(sequence) FROM (SELECT sequence, created_at FROM {outbox}
-			WHERE sequence > ? ORDER BY sequence LIMIT ?) AS oldest WHERE created_at < {now} - ?`),
+		SELECT max(sequence) FROM (SELECT sequence, created_at, finished_at FROM {outbox}
+			WHERE sequence > ? ORDER BY sequence LIMIT ?) AS oldest
+		WHERE CASE WHEN created_at > {now} THEN finished_at ELSE created_at END < {now} - ?`),
 		after, pruneBatch, retention.Microseconds()); err != nil {
 		return after, 0, fmt.Errorf("find events to prune: %w", err)
 	}

@@ -77,8 +77,9 @@ type listedRow struct {
 const shownState = `CASE WHEN ` + heldCondition + ` THEN 'held' ELSE e.state END`
 
 const listedColumns = `e.sequence, CAST(e.event_id AS text) AS event_id, e.type, e.service_id, e.environment_id,
-	e.media_id, ` + shownState + ` AS state, e.outcome, e.attempt_count, e.error_class, e.error_code, e.error,
-	e.created_at, e.next_attempt_at, e.finished_at`
+	e.media_id, ` + shownState + ` AS state, e.outcome, CAST(e.attempt_count AS integer) AS attempt_count,
+	e.error_class, e.error_code, e.error, CAST(e.created_at AS bigint) AS created_at,
+	CAST(e.next_attempt_at AS bigint) AS next_attempt_at, CAST(e.finished_at AS bigint) AS finished_at`
 
 const listedTables = ` FROM {outbox} e
 	LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id`
@@ -132,7 +133,7 @@ func (s *Store) Show(ctx context.Context, eventID string) (Shown, error) {
 	condition, args := Filter{EventIDs: []string{eventID}}.where()
 	var found []listedRow
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`SELECT `+listedColumns+`,
-		e.data, e.metadata, e.started_at, e.duration_us, e.worker`+listedTables+` WHERE `+condition), args...); err != nil {
+		e.data, e.metadata, CAST(e.started_at AS bigint) AS started_at, CAST(e.duration_us AS bigint) AS duration_us, e.worker`+listedTables+` WHERE `+condition), args...); err != nil {
 		return Shown{}, fmt.Errorf("show event %s: %w", eventID, err)
 	}
 	if len(found) == 0 {
@@ -183,17 +184,18 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	var counts []struct {
 		State  string `db:"state"`
 		Count  int64  `db:"count"`
+		Now    int64  `db:"now"`
 		Oldest int64  `db:"oldest"`
 	}
 	if err := s.db.SelectContext(ctx, &counts, s.db.SQL(`
-		SELECT `+shownState+` AS state, count(*) AS count, {now} - min(e.created_at) AS oldest`+listedTables+`
+		SELECT `+shownState+` AS state, count(*) AS count, {now} AS now, min(CAST(e.created_at AS bigint)) AS oldest`+listedTables+`
 		GROUP BY 1`)); err != nil {
 		return Stats{}, fmt.Errorf("count events: %w", err)
 	}
 	for _, c := range counts {
 		stats.Events[c.State] = c.Count
 		if c.State == Available {
-			stats.OldestAvailableSeconds = max(float64(c.Oldest)/1e6, 0)
+			stats.OldestAvailableSeconds = max(float64(c.Now-max(c.Oldest, earliest))/1e6, 0)
 		}
 	}
 	return stats, nil
@@ -211,7 +213,13 @@ func (r *listedRow) listed() Listed {
 	}
 }
 
-func moment(us int64) time.Time { return time.UnixMicro(us).UTC() }
+// JSON and RFC 3339 have the years 0 to 9999. Microseconds have more.
+var (
+	earliest = time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+	latest   = time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro() - 1
+)
+
+func moment(us int64) time.Time { return time.UnixMicro(min(max(us, earliest), latest)).UTC() }
 
 func optionalMoment(us *int64) *time.Time {
 	if us == nil {

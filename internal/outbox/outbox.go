@@ -104,10 +104,14 @@ type Event struct {
 	invalid error // why the payload can't be understood
 }
 
-// eventColumns are of an event e.
+// eventColumns are of an event e. A column of SQLite's holds values of any type: one
+// row's must not keep all others from being read.
 const eventColumns = `e.sequence, CAST(e.event_id AS text) AS event_id, e.type, e.service_id, e.environment_id, e.data,
-	e.metadata, e.created_at, e.media_id, e.version, coalesce(e.resources, '') AS resources, e.holding, e.attempt_count,
-	e.recorded_count, e.failure_count, e.denied_at, e.denied_count, e.lapse_count, e.wait_count`
+	e.metadata, CAST(e.created_at AS bigint) AS created_at, e.media_id, CAST(e.version AS bigint) AS version,
+	coalesce(e.resources, '') AS resources, e.holding IS TRUE AS holding, CAST(e.attempt_count AS integer) AS attempt_count,
+	CAST(e.recorded_count AS integer) AS recorded_count, CAST(e.failure_count AS integer) AS failure_count,
+	CAST(e.denied_at AS bigint) AS denied_at, CAST(e.denied_count AS integer) AS denied_count,
+	CAST(e.lapse_count AS integer) AS lapse_count, CAST(e.wait_count AS integer) AS wait_count`
 
 // describe reads off the payload what a lane must know of the event: its media,
 // its version, and what orders it. Of an event that can't be understood, that
