@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 )
 
@@ -36,6 +38,42 @@ func TestAPublishersOwnSQLiteMayBeOld(t *testing.T) {
 	if age := time.Since(time.UnixMicro(created)); age < -time.Second || age > time.Minute {
 		t.Errorf("the event was created %v ago", age)
 	}
+}
+
+// Python's bytes are blobs. Whether the table takes one for a UUID depends on how the
+// publisher's SQLite was built.
+const pythonsBytes = `
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+try:
+    for _ in range(2):
+        with db:
+            db.execute("INSERT INTO outbox (event_id, type, service_id, environment_id, data) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (event_id) DO NOTHING", (b"0198c5f2-1f5e-7c55-b1f3-0f4a4d6c9a10", b"MediaDeleted", b"S1", b"", b"{}"))
+except sqlite3.IntegrityError as e:
+    print(e)
+`
+
+func TestAnEventWhoseIDIsInBytesIsRefusedOrKeptOnce(t *testing.T) {
+	t.Parallel()
+	program, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("python3 is not there")
+	}
+	db := dbtest.SQLite(t)
+	out, err := exec.CommandContext(t.Context(), program, "-c", pythonsBytes, db.Path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var kept []string
+	if err := db.SelectContext(t.Context(), &kept, `SELECT typeof(event_id) FROM outbox`); err != nil {
+		t.Fatal(err)
+	}
+	refused := strings.Contains(string(out), "constraint failed")
+	if diff := cmp.Diff(map[bool][]string{true: nil, false: {"text"}}[refused], kept); diff != "" {
+		t.Errorf("-want +got:\n%s%s", diff, out)
+	}
+	t.Logf("refused: %v", refused)
 }
 
 // The SQL of the one table that publishers write, and of its triggers, runs in their SQLite.

@@ -84,8 +84,9 @@ type migrateGrantPublisher struct {
 }
 
 func (migrateGrantPublisher) Help() string {
-	return `Grants USAGE on the schema, INSERT on the outbox and SELECT on its event_id, which ON CONFLICT needs. The
-role can't read events or settings.
+	return `Grants USAGE on the schema, INSERT on the outbox's columns event_id, type, service_id, environment_id, data and
+metadata, and SELECT on event_id, which ON CONFLICT needs. The role can't read events or settings. Where an older
+release let it write all columns, it can't any more.
 
 Example:
   ownbucket migrate grant-publisher cms`
