@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+
+	"github.com/ownbucket/ownbucket/internal/database"
 )
 
 const (
@@ -27,7 +29,7 @@ func (s *Store) Promote(ctx context.Context) (lanes []int64, more bool, err erro
 		}
 		if err := tx.SelectContext(ctx, &due, s.db.SQL(`
 			SELECT sequence, CAST(lane_id AS bigint) AS lane_id FROM {outbox}
-			WHERE next_attempt_at <= {now} AND lane_id IS NOT NULL ORDER BY next_attempt_at LIMIT ?`), dueBatch); err != nil || len(due) == 0 {
+			WHERE next_attempt_at <= {now} AND `+database.Unplanned(`lane_id IS NOT NULL`)+` ORDER BY next_attempt_at LIMIT ?`), dueBatch); err != nil || len(due) == 0 {
 			return err
 		}
 		distinct := make(map[int64]bool)
