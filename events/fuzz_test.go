@@ -98,3 +98,24 @@ func mustParseVersion(t *testing.T, text string) events.Version {
 	}
 	return version
 }
+
+func TestErrorsRepeatNoSecretOfAMisplacedURL(t *testing.T) {
+	t.Parallel()
+	const secret = "c0ffee"
+	for _, misplaced := range []string{
+		"https://user:" + secret + "@h/x", "//" + secret + "@h", "user:" + secret + "@h", "a/b?" + secret, "a/b#" + secret,
+		"a/b%3F" + secret, "a/b&#63;" + secret, `a\\u003f` + secret, "sig/=" + secret,
+	} {
+		line := func(field string) string {
+			return strings.Replace(`{"event_id":"01890a5d-ac96-774b-bcce-b302099a8057","type":"MediaUploaded","service_id":"S1","data":{"media_id":"m1",`+
+				`"file_name":"a/","content_type":"image/png","source":"file:x","version":"2026-01-02T03:04:05Z"},"metadata":{"k":"v"}}`, field, misplaced+"\\n", 1)
+		}
+		for _, field := range []string{"01890a5d-ac96-774b-bcce-b302099a8057", "MediaUploaded", "S1", "m1", "a/", "image/png",
+			"2026-01-02T03:04:05Z", "service_id", "data"} {
+			_, err := events.ParseEnvelope([]byte(line(field)))
+			if err == nil || strings.Contains(err.Error(), secret) {
+				t.Errorf("%s in the place of %s: %v", misplaced, field, err)
+			}
+		}
+	}
+}

@@ -223,14 +223,28 @@ func unlessEmpty(value string, fault func(string) string) string {
 	return fault(value)
 }
 
-// quote makes any value safe to stand in an error, a log and a terminal.
+// quote makes any value safe to stand in an error, a log and a terminal. A value
+// that may be a URL with a secret, misplaced here, is repeated up to where its user
+// name, its path or an escaped one may begin.
 func quote(value string) string {
+	echo := value
+	if strings.ContainsAny(value, secretMarks) {
+		echo = value[:strings.IndexAny(value, secretMarks+":/")]
+	}
 	count := 0
-	for i := range value {
+	for i := range echo {
 		if count == maxEcho {
-			return fmt.Sprintf("%q…", value[:i])
+			echo = echo[:i]
+			break
 		}
 		count++
 	}
+	if len(echo) < len(value) {
+		return fmt.Sprintf("%q…", echo)
+	}
 	return fmt.Sprintf("%q", value)
 }
+
+// secretMarks are in every URL that holds a user name, a password, a query or a
+// fragment, escaped or not.
+const secretMarks = `@?#%&=\`

@@ -147,8 +147,8 @@ func (c eventsShow) Validate() error {
 }
 
 func (eventsShow) Help() string {
-	return `Every attempt is shown: when, on which worker, how long, and what went wrong. The query of a source's URL is
-left out, since the URL may be signed.
+	return `Every attempt is shown: when, on which worker, how long, and what went wrong. Whatever may be secret in a URL is
+hidden, in every text of the payload and its metadata: user name, password, query and fragment.
 
 Example:
   ownbucket events show 01890a5d-ac96-774b-bcce-b302099a8057`

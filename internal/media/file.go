@@ -15,7 +15,7 @@ import (
 // openFile opens a path below the file root, raw. os.Root holds it there,
 // symbolic links included.
 func (s *Sources) openFile(ctx context.Context, path string) (*stream, error) {
-	name := fmt.Sprintf("%q", "file:"+path)
+	name := shown("file:" + path)
 	switch {
 	case s.options.FileRoot == "":
 		return nil, refused("%s: file sources are off, since no OWNBUCKET_FILE_ROOT is set", name)

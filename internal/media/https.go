@@ -211,7 +211,7 @@ func isTimeout(err error) bool {
 	return !errors.As(err, &dns) && errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// urlName is what of a URL may be shown: a query string is often a signature.
+// urlName is what of a URL may be shown.
 func urlName(u *url.URL) string {
-	return fmt.Sprintf("%q", u.Scheme+"://"+u.Host+u.EscapedPath())
+	return shown(u.Scheme + "://" + u.Host + u.EscapedPath())
 }

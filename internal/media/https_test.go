@@ -347,6 +347,10 @@ func TestURLsSecretsStayOutOfErrors(t *testing.T) {
 		"https:///?" + secret,
 		"http://example.com/?" + secret,
 		"ftp://user:" + secret + "@example.com",
+		host.URL + "/https%3A%2F%2Fuser%3A" + secret + "%40example.com%2Fa",
+		"s3://other/a?X-Amz-Signature=" + secret,
+		"s3://user:" + secret + "@other/a",
+		"file:a?token=" + secret,
 		secret,
 	} {
 		_, _, err := receive(t, sources, source, sized(7), "")

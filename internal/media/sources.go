@@ -25,6 +25,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/secret"
 )
 
 // Codes of this package's own transient failures. They differ from the
@@ -220,7 +221,7 @@ func (s *Sources) tooLarge(name string, size int64) error {
 // stream is a source that answered. Its body's errors are classified, and it
 // returns io.EOF only where the source ended in order, not where it broke off.
 type stream struct {
-	// name is for errors; it holds no query string and no user info.
+	// name is for errors; see shown.
 	name string
 	// size is what the source says, in bytes; -1 where it doesn't say.
 	size int64
@@ -248,6 +249,10 @@ func (s *Sources) openStream(ctx context.Context, upload Upload) (*stream, error
 		return nil, refused("the source is none of s3://bucket/key, https://… and file:path")
 	}
 }
+
+// shown is a source in an error. Of every kind of source, what may be secret in a
+// URL is hidden: publishers mistake them for each other.
+func shown(source string) string { return fmt.Sprintf("%q", secret.Hide(source)) }
 
 func refused(format string, args ...any) *failure.Error {
 	return failure.New(failure.Permanent, failure.SourceRefused, format, args...)

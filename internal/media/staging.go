@@ -3,8 +3,8 @@ package media
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -24,7 +24,7 @@ const serviceIDVariable = "{service_id}"
 // raw, whatever it contains.
 func (s *Sources) openStaging(ctx context.Context, path, serviceID string) (*stream, error) {
 	bucket, key, _ := strings.Cut(path, "/")
-	name := fmt.Sprintf("%q", "s3://"+path)
+	name := shown("s3://" + path)
 	if err := s.checkStaging(name, bucket, key); err != nil {
 		return nil, err
 	}
@@ -94,6 +94,10 @@ func classifyStaging(name string, err error) error {
 	var api smithy.APIError
 	var response *awshttp.ResponseError
 	if !errors.As(err, &response) || response.HTTPStatusCode() < 300 {
+		var request *url.Error
+		if errors.As(err, &request) {
+			err = request.Err // without the URL, which holds the key
+		}
 		return unavailable("%s: no answer from the staging storage: %w", name, err)
 	}
 	code := http.StatusText(response.HTTPStatusCode())

@@ -183,6 +183,24 @@ func TestStagingLiesAndInterruptions(t *testing.T) {
 	wantFailure(t, err, failure.Transient, media.CodeSlow)
 }
 
+func TestStagingErrorsHideWhatIsSecretInAKey(t *testing.T) {
+	t.Parallel()
+	const secret = "s3kr1t"
+	options := newStaging(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/staging/cut") {
+			panic(http.ErrAbortHandler)
+		}
+		w.WriteHeader(404)
+	})
+	sources := newSources(t, options)
+	for _, source := range []string{"s3://staging/cut?X-Amz-Signature=" + secret, "s3://staging/gone?X-Amz-Signature=" + secret} {
+		_, _, err := receive(t, sources, source, nil, "")
+		if err == nil || strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", source, err)
+		}
+	}
+}
+
 func TestStagingThatDoesNotAnswerIsRetried(t *testing.T) {
 	t.Parallel()
 	options := newStaging(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })

@@ -5,10 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
-	"regexp"
-	"strings"
 	"time"
+
+	"github.com/ownbucket/ownbucket/internal/secret"
 )
 
 // ErrNotFound says that there is no event of that ID.
@@ -140,7 +139,7 @@ func (s *Store) Show(ctx context.Context, eventID string) (Shown, error) {
 		return Shown{}, fmt.Errorf("%w: %s", ErrNotFound, eventID)
 	}
 	row := &found[0]
-	shown := Shown{Listed: row.listed(), Data: withoutSecrets(row.Data), Metadata: readable(row.Metadata)}
+	shown := Shown{Listed: row.listed(), Data: secret.HideInJSON(row.Data), Metadata: secret.HideInJSON(row.Metadata)}
 	attempts, err := s.attempts(ctx, row)
 	shown.Attempts = attempts
 	return shown, err
@@ -237,59 +236,4 @@ func value[T any](pointer *T) T {
 		return zero
 	}
 	return *pointer
-}
-
-// webQuery is, in JSON's text, the query of a web address, wherever it stands.
-var webQuery = regexp.MustCompile(`(?i)(https?:\\?/\\?/(?:[^"?\\]|\\[^"u])*)\?(?:[^"\\]|\\.)*`)
-
-// withoutSecrets takes out of a payload the queries of web addresses, wherever they
-// stand: they may be signed.
-func withoutSecrets(data []byte) json.RawMessage {
-	return readable(webQuery.ReplaceAll(withoutCredentials(data), []byte("${1}?REDACTED")))
-}
-
-// withoutCredentials takes query, user name and password out of a payload's source.
-// Data that isn't an object with a source stays as it is.
-func withoutCredentials(data []byte) []byte {
-	var fields map[string]json.RawMessage
-	var source string
-	if json.Unmarshal(data, &fields) != nil || json.Unmarshal(fields["source"], &source) != nil || !isWeb(source) {
-		return data
-	}
-	parsed, err := url.Parse(source)
-	switch {
-	case err != nil:
-		source = "(not shown: it can't be read as a URL)"
-	case parsed.RawQuery == "" && parsed.User == nil:
-		return data
-	default:
-		if parsed.RawQuery != "" {
-			parsed.RawQuery = "REDACTED"
-		}
-		parsed.User = nil
-		source = parsed.String()
-	}
-	fields["source"], _ = json.Marshal(source) // a string always encodes
-	redacted, err := json.Marshal(fields)
-	if err != nil {
-		return []byte(`{}`)
-	}
-	return redacted
-}
-
-// readable is JSON that can be part of other JSON: PostgreSQL takes what is nested
-// more deeply than encoding/json reads, which is then given as a text.
-func readable(data []byte) json.RawMessage {
-	if json.Valid(data) {
-		return data
-	}
-	text, _ := json.Marshal(string(data)) // a string always encodes
-	return text
-}
-
-// isWeb tells web addresses, refused ones included, from s3: and file:, which
-// may have a ? in their names.
-func isWeb(source string) bool {
-	scheme, _, _ := strings.Cut(source, ":")
-	return strings.EqualFold(scheme, "https") || strings.EqualFold(scheme, "http")
 }
