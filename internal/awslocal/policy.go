@@ -221,7 +221,7 @@ func (p *policy) evaluate(a access, who *principal) verdict {
 func (st *statement) applies(a access, who *principal) bool {
 	action := strings.ToLower(a.action)
 	matchesAction := slices.ContainsFunc(st.actions, func(p pattern) bool { return p.match(action) })
-	matchesResource := slices.ContainsFunc(st.resources, func(p resourcePattern) bool { return p.match(a.resource) })
+	matchesResource := slices.ContainsFunc(st.resources, func(p resourcePattern) bool { return p.match(a.resource, a.context) })
 	if matchesAction == st.notActions || matchesResource == st.notResources {
 		return false
 	}

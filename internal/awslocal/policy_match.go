@@ -4,34 +4,39 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // pattern is text in which * and ? are wild; escaped ones are not.
 type pattern []token
 
+// token is a character or, until it has a value, a variable.
 type token struct {
-	char rune
-	wild bool
+	char     rune
+	wild     bool
+	variable *variable
 }
 
 // compile reads a pattern. With variables, ${*}, ${?} and ${$} stand for the
-// character itself (IAM user guide, policy variables); any other variable
-// stands for nothing that a value could hold.
+// character itself, and other variables for what pattern.in puts in their place.
 func compile(text string, variables bool) pattern {
 	compiled := make(pattern, 0, len(text))
-	runes := []rune(text)
-	for i := 0; i < len(runes); i++ {
-		if variables && runes[i] == '$' && i+3 < len(runes) && runes[i+1] == '{' && runes[i+3] == '}' {
-			compiled = append(compiled, token{char: runes[i+2]})
-			i += 3
+	for text != "" {
+		if variables && strings.HasPrefix(text, "${") {
+			read, length := readVariable(text)
+			compiled = append(compiled, read)
+			text = text[length:]
 			continue
 		}
-		compiled = append(compiled, token{runes[i], runes[i] == '*' || runes[i] == '?'})
+		char, length := utf8.DecodeRuneInString(text)
+		compiled = append(compiled, token{char: char, wild: char == '*' || char == '?'})
+		text = text[length:]
 	}
 	return compiled
 }
 
-// match walks the text once, going back only to the last * seen.
+// match walks the text once, going back only to the last * seen. The pattern has
+// no variables any more.
 func (p pattern) match(text string) bool {
 	runes := []rune(text)
 	at, star, mark := 0, -1, 0
@@ -76,7 +81,7 @@ func compileResource(text string, variables bool) (resourcePattern, error) {
 	return compiled, nil
 }
 
-func (p resourcePattern) match(arn string) bool {
+func (p resourcePattern) match(arn string, context map[string]string) bool {
 	if p == nil {
 		return true
 	}
@@ -85,7 +90,7 @@ func (p resourcePattern) match(arn string) bool {
 		return false
 	}
 	for i, part := range parts {
-		if !p[i].match(part) {
+		if filled, ok := p[i].in(context); !ok || !filled.match(part) {
 			return false
 		}
 	}
@@ -95,40 +100,33 @@ func (p resourcePattern) match(arn string) bool {
 // condition is one operator with one key of a statement's Condition.
 type condition struct {
 	key      string // in lower case
-	values   []string
-	patterns []pattern
+	values   []pattern
 	operator operator
 	ifExists bool
 }
 
-// operator tells whether a present value meets the condition.
+// operator tells whether a present value meets one of the condition's.
 type operator struct {
-	holds   func(c *condition, value string) bool
+	holds   func(want pattern, value string) bool
 	negated bool
 }
 
-func equalsAny(c *condition, value string) bool { return slices.Contains(c.values, value) }
+func equals(want pattern, value string) bool { return want.text() == value }
 
-func equalsAnyFold(c *condition, value string) bool {
-	return slices.ContainsFunc(c.values, func(v string) bool { return strings.EqualFold(v, value) })
-}
-
-func likeAny(c *condition, value string) bool {
-	return slices.ContainsFunc(c.patterns, func(p pattern) bool { return p.match(value) })
-}
+func equalsFold(want pattern, value string) bool { return strings.EqualFold(want.text(), value) }
 
 var operators = map[string]operator{
-	"StringEquals":              {equalsAny, false},
-	"StringNotEquals":           {equalsAny, true},
-	"StringEqualsIgnoreCase":    {equalsAnyFold, false},
-	"StringNotEqualsIgnoreCase": {equalsAnyFold, true},
-	"StringLike":                {likeAny, false},
-	"StringNotLike":             {likeAny, true},
-	"ArnEquals":                 {likeAny, false},
-	"ArnLike":                   {likeAny, false},
-	"ArnNotEquals":              {likeAny, true},
-	"ArnNotLike":                {likeAny, true},
-	"Bool":                      {equalsAnyFold, false},
+	"StringEquals":              {equals, false},
+	"StringNotEquals":           {equals, true},
+	"StringEqualsIgnoreCase":    {equalsFold, false},
+	"StringNotEqualsIgnoreCase": {equalsFold, true},
+	"StringLike":                {pattern.match, false},
+	"StringNotLike":             {pattern.match, true},
+	"ArnEquals":                 {pattern.match, false},
+	"ArnLike":                   {pattern.match, false},
+	"ArnNotEquals":              {pattern.match, true},
+	"ArnNotLike":                {pattern.match, true},
+	"Bool":                      {equalsFold, false},
 	// Null is about presence alone; see holds.
 	"Null": {},
 }
@@ -142,9 +140,9 @@ func parseConditions(raw map[string]map[string]stringList, variables bool) ([]co
 			return nil, fmt.Errorf("condition operator %q is not supported by this stand-in", name)
 		}
 		for key, values := range keys {
-			c := condition{key: strings.ToLower(key), values: values, operator: op, ifExists: ifExists}
+			c := condition{key: strings.ToLower(key), operator: op, ifExists: ifExists}
 			for _, value := range values {
-				c.patterns = append(c.patterns, compile(value, variables))
+				c.values = append(c.values, compile(value, variables))
 			}
 			parsed = append(parsed, c)
 		}
@@ -155,11 +153,15 @@ func parseConditions(raw map[string]map[string]stringList, variables bool) ([]co
 func (c *condition) holds(context map[string]string) bool {
 	value, present := context[c.key]
 	if c.operator.holds == nil {
-		return equalsAnyFold(c, fmt.Sprint(!present))
+		return slices.ContainsFunc(c.values, func(want pattern) bool { return equalsFold(want, fmt.Sprint(!present)) })
 	}
 	if !present {
 		// A negated operator is true of an absent key.
 		return c.ifExists || c.operator.negated
 	}
-	return c.operator.holds(c, value) != c.operator.negated
+	met := slices.ContainsFunc(c.values, func(want pattern) bool {
+		filled, ok := want.in(context)
+		return ok && c.operator.holds(filled, value)
+	})
+	return met != c.operator.negated
 }
