@@ -37,7 +37,7 @@ type Config struct {
 	// DB is migrated to the current schema. DatabaseURL, on PostgreSQL, lets
 	// the worker listen for new events instead of polling alone.
 	DB          *database.DB
-	DatabaseURL string
+	DatabaseURL string `json:"-"`
 	// Name tells workers apart in leases and attempts; the host's by default.
 	Name string
 	// Concurrency bounds the events in flight (64), IntegrationConcurrency
@@ -80,6 +80,9 @@ type Config struct {
 	Transport http.RoundTripper
 	Logger    *slog.Logger
 }
+
+// Format keeps the database's password out of all that is printed.
+func (c Config) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "configuration of worker %q", c.Name) }
 
 // lazily is how many polls of the outbox go by between two looks at what is
 // rarely due, or announced by a wake-up: copies and probes.

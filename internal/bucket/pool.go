@@ -23,7 +23,8 @@ import (
 )
 
 // Account is a customer's side of an integration: which bucket, through which
-// role, below which prefix.
+// role, below which prefix. It prints as the environment's name, without the
+// external ID.
 type Account struct {
 	ServiceID     string
 	EnvironmentID string
@@ -31,7 +32,7 @@ type Account struct {
 	Bucket     string
 	Region     string
 	RoleARN    string
-	ExternalID string
+	ExternalID string `json:"-"`
 	// Prefix is the integration's, without an environment's directory.
 	Prefix string
 	// Owner is the AWS account that the bucket belongs to, once seen; empty
@@ -39,6 +40,11 @@ type Account struct {
 	Owner string
 	// ReadPrefix lets an environment's copy read below its source's prefix.
 	ReadPrefix *string
+}
+
+// Format keeps the external ID out of errors and logs.
+func (a Account) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "account of service %q, environment %q", a.ServiceID, a.EnvironmentID)
 }
 
 func (a Account) check() error {

@@ -22,7 +22,7 @@ type Change struct {
 	Bucket               *string
 	Region               *string
 	RoleARN              *string
-	ExternalID           *string
+	ExternalID           *string `json:"-"`
 	// Prefix, CDNPrefix and CustomDomain may have a slash at their ends, which
 	// is dropped.
 	Prefix         *string
@@ -49,8 +49,11 @@ type Saved struct {
 	Created     bool
 	// GeneratedExternalID is set where none was given for new settings. It
 	// can't be shown again: the customer's trust policy needs it.
-	GeneratedExternalID string
+	GeneratedExternalID string `json:"-"`
 }
+
+// Format keeps the external ID out of all that is printed.
+func (s Saved) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.Integration.String()) }
 
 // apply returns the settings after the change. Whatever moves the files to
 // another bucket makes its owner unknown.

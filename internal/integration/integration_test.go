@@ -1,10 +1,12 @@
 package integration_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -181,9 +183,18 @@ func TestTheExternalIDIsInNoJSONErrorOrPrint(t *testing.T) {
 		if err == nil {
 			t.Fatal("an external ID with a space was accepted")
 		}
-		printed := strings.Join([]string{string(encoded), err.Error(),
-			fmt.Sprintf("%v %+v %#v", i, i, i), fmt.Sprintf("%v %+v %#v", i.Settings, i.Settings, i.Settings)}, "\n")
-		if strings.Contains(printed, secret) {
+		saved := integration.Saved{Integration: i, GeneratedExternalID: secret}
+		var out bytes.Buffer
+		fmt.Fprintln(&out, string(encoded), err)
+		slog.New(slog.NewTextHandler(&out, nil)).Info("settings", "integration", i, "settings", i.Settings, "saved", saved, "change", bad)
+		slog.New(slog.NewJSONHandler(&out, nil)).Info("settings", "integration", i, "settings", i.Settings, "saved", saved, "change", bad)
+		for _, value := range []any{i, &i, i.Settings, &i.Settings, saved, &saved, bad, &bad, i.Account()} {
+			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x"} {
+				fmt.Fprintf(&out, verb+"\n", value)
+			}
+		}
+		printed := out.String()
+		if strings.Contains(printed, secret) || strings.Contains(printed, fmt.Sprintf("%x", secret)) {
 			t.Errorf("the external ID shows in\n%s", printed)
 		}
 	})

@@ -82,8 +82,8 @@ func (s Settings) StampServiceID() string {
 // audit and logs.
 func (s Settings) String() string { return environmentName(s.ServiceID, s.EnvironmentID) }
 
-// GoString keeps the external ID out of %#v too.
-func (s Settings) GoString() string { return s.String() }
+// Format keeps the external ID out of all that is printed.
+func (s Settings) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
 
 func environmentName(serviceID, environmentID string) string {
 	if environmentID == "" {
