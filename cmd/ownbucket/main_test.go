@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/ownbucket/ownbucket/internal/awslocal"
@@ -81,7 +82,13 @@ type result struct {
 func (s *shell) run(stdin string, args ...string) result {
 	s.t.Helper()
 	command := exec.CommandContext(s.t.Context(), binary, args...)
-	command.Env, command.Dir, command.Stdin = s.env, s.root, strings.NewReader(stdin)
+	command.Stdin = strings.NewReader(stdin)
+	return s.finish(command)
+}
+
+func (s *shell) finish(command *exec.Cmd) result {
+	s.t.Helper()
+	command.Env, command.Dir = s.env, s.root
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
 	err := command.Run()
@@ -90,6 +97,25 @@ func (s *shell) run(stdin string, args ...string) result {
 		s.t.Fatal(err)
 	}
 	return result{command.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// measured publishes a file, by its name or as standard input, and tells the most
+// memory that it took, in bytes.
+func (s *shell) measured(path string, standardInput bool) (result, int64) {
+	s.t.Helper()
+	command := exec.CommandContext(s.t.Context(), binary, "publish", path)
+	if standardInput {
+		file, err := os.Open(path)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		defer file.Close()
+		command = exec.CommandContext(s.t.Context(), binary, "publish")
+		command.Stdin = file
+	}
+	r := s.finish(command)
+	usage, _ := command.ProcessState.SysUsage().(*syscall.Rusage)
+	return r, usage.Maxrss << 10
 }
 
 // ok runs a command that must end well.

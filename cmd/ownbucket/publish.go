@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/ownbucket/ownbucket/events"
@@ -21,7 +22,7 @@ type publishCommand struct {
 func (publishCommand) Help() string {
 	return `Each line is one event. All of them are published in one transaction, or none: one line that breaks the
 contract ends it with exit code 1, and each such line is named with what is wrong. An event ID that was published before
-is a duplicate and changes nothing; without one, an ID is made.
+is a duplicate and changes nothing; without one, an ID is made. A line has at most 1 MiB, all lines together 64 MiB.
 
 Examples:
   ownbucket publish events.jsonl
@@ -54,28 +55,16 @@ func (c publishCommand) Run(ctx context.Context, a *app) error {
 	})
 }
 
+// read reads until the context ends. Opening and reading what nobody writes to
+// can't be interrupted otherwise: its goroutine stays until the program ends.
 func (c publishCommand) read(ctx context.Context, a *app) ([]events.Envelope, error) {
-	if c.File == "-" {
-		return readUntil(ctx, a.stdin)
-	}
-	file, err := os.Open(c.File)
-	if err != nil {
-		return nil, fmt.Errorf("read events: %w", err)
-	}
-	defer file.Close()
-	return readEnvelopes(file)
-}
-
-// readUntil reads until the context ends. A standard input that nobody writes to
-// can't be interrupted otherwise: its reader stays until the program ends.
-func readUntil(ctx context.Context, r io.Reader) ([]events.Envelope, error) {
 	type read struct {
 		envelopes []events.Envelope
 		err       error
 	}
 	done := make(chan read, 1)
 	go func() {
-		envelopes, err := readEnvelopes(r)
+		envelopes, err := c.open(a.stdin)
 		done <- read{envelopes, err}
 	}()
 	select {
@@ -84,6 +73,18 @@ func readUntil(ctx context.Context, r io.Reader) ([]events.Envelope, error) {
 	case all := <-done:
 		return all.envelopes, all.err
 	}
+}
+
+func (c publishCommand) open(stdin io.Reader) ([]events.Envelope, error) {
+	if c.File == "-" {
+		return readEnvelopes(stdin)
+	}
+	file, err := os.Open(c.File)
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	defer file.Close()
+	return readEnvelopes(file)
 }
 
 func publish(ctx context.Context, db *database.DB, envelopes []events.Envelope) (result events.Result, err error) {
@@ -104,10 +105,15 @@ func publish(ctx context.Context, db *database.DB, envelopes []events.Envelope) 
 	if err != nil {
 		return result, err
 	}
-	if len(envelopes) > 0 {
-		if result, err = publisher.Publish(ctx, envelopes...); err != nil {
+	// As rows for the database, all of them would take much memory.
+	for chunk := range slices.Chunk(envelopes, 1000) {
+		part, err := publisher.Publish(ctx, chunk...)
+		if err != nil {
 			return result, err
 		}
+		result.Inserted += part.Inserted
+		result.Duplicates += part.Duplicates
+		result.EventIDs = append(result.EventIDs, part.EventIDs...)
 	}
 	return result, tx.Commit()
 }
@@ -120,30 +126,44 @@ func (e lineErrors) Error() string { return strings.Join(e, "\n") }
 // maxLineErrors keeps a file in a wrong format from flooding the screen.
 const maxLineErrors = 20
 
+const (
+	// maxLine is far above what an event needs, and maxInput bounds what is kept of
+	// events while they are read and validated.
+	maxLine  = 1 << 20
+	maxInput = 64 << 20
+)
+
 // readEnvelopes reads every line before any is published; blank lines don't count
 // as events.
 func readEnvelopes(r io.Reader) ([]events.Envelope, error) {
 	var envelopes []events.Envelope
 	var bad lineErrors
-	lines := bufio.NewReader(r)
-	for number := 1; len(bad) < maxLineErrors; number++ {
-		line, err := lines.ReadBytes('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("read events, line %d: %w", number, err)
+	input := &io.LimitedReader{R: r, N: maxInput + 1}
+	lines := bufio.NewScanner(input)
+	lines.Buffer(nil, maxLine)
+	number := 0
+	for len(bad) < maxLineErrors && lines.Scan() {
+		number++
+		line := bytes.TrimSpace(lines.Bytes())
+		if len(line) == 0 {
+			continue
 		}
-		if line = bytes.TrimSpace(line); len(line) > 0 {
-			envelope, fault := events.ParseEnvelope(line)
-			if fault != nil {
-				bad = append(bad, fmt.Sprintf("line %d: %v", number, fault))
-			}
-			envelopes = append(envelopes, envelope)
+		envelope, fault := events.ParseEnvelope(line)
+		if fault != nil {
+			bad = append(bad, fmt.Sprintf("line %d: %v", number, fault))
 		}
-		if err != nil {
-			break
-		}
+		envelopes = append(envelopes, envelope)
 	}
-	if len(bad) > 0 {
+	switch err := lines.Err(); {
+	case input.N == 0:
+		// The last line may be a part of one.
+		return nil, errors.New("read events: there is more than 64 MiB; nothing was published, split it into several inputs")
+	case len(bad) > 0:
 		return nil, bad
+	case errors.Is(err, bufio.ErrTooLong):
+		return nil, fmt.Errorf("read events: line %d is longer than 1 MiB, but each line is one event; nothing was published", number+1)
+	case err != nil:
+		return nil, fmt.Errorf("read events, line %d: %w", number+1, err)
 	}
 	return envelopes, nil
 }

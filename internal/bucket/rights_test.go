@@ -37,6 +37,21 @@ func TestASessionEndsAtItsPrefixWhateverTheRoleAllows(t *testing.T) {
 	}
 }
 
+func TestASessionEndsAtAPrefixThatLooksLikeAPattern(t *testing.T) {
+	t.Parallel()
+	for prefix, outside := range map[string]string{
+		"a*b": "axb/k", "a?b": "axb/k", "${*}": "*/k", "${aws:username}": "/k", "${aws:PrincipalAccount}": "123456789012/k",
+		"${a, 'all'}": "all/k", "a${": "a/k", "${a": "a/k", "$": "k",
+	} {
+		c := newCustomer(t, func(_ *awslocal.Config, c *awslocal.Customer) { c.Policy, c.Prefix = everything, prefix })
+		b := c.open(t)
+		c.put(t, b, prefix+"/k", "x")
+		if _, _, err := b.Get(t.Context(), outside, 10); failure.Of(err) == nil || failure.Of(err).Code != failure.Denied {
+			t.Errorf("below the prefix %s, a session reads %s: %v", prefix, outside, err)
+		}
+	}
+}
+
 func TestManyCallersShareOneSession(t *testing.T) {
 	t.Parallel()
 	c := newCustomer(t)

@@ -1,5 +1,5 @@
-// Package secret keeps what must not be seen out of errors, logs and commands:
-// [Text] holds a secret, and [Hide] takes secrets out of what somebody wrote.
+// Package secret keeps what must not be seen out of errors, logs and commands.
+// Its texts were written by others, who may have put a secret anywhere.
 package secret
 
 import (
