@@ -225,10 +225,10 @@ func unlessEmpty(value string, fault func(string) string) string {
 
 // quote makes any value safe to stand in an error, a log and a terminal. A value
 // that may be a URL with a secret, misplaced here, is repeated up to where its user
-// name, its path or an escaped one may begin.
+// name, its path or an escaped one may begin. One without a slash is no URL.
 func quote(value string) string {
 	echo := value
-	if strings.ContainsAny(value, secretMarks) {
+	if strings.ContainsAny(value, secretMarks) && mayHaveSlash(value) {
 		echo = value[:strings.IndexAny(value, secretMarks+":/")]
 	}
 	count := 0
@@ -243,6 +243,10 @@ func quote(value string) string {
 		return fmt.Sprintf("%q…", echo)
 	}
 	return fmt.Sprintf("%q", value)
+}
+
+func mayHaveSlash(value string) bool {
+	return strings.ContainsAny(value, `/\@`) || strings.Contains(strings.ToLower(value), "%2f")
 }
 
 // secretMarks are in every URL that holds a user name, a password, a query or a
