@@ -46,7 +46,10 @@ func (w *Worker) probeLoop(ctx context.Context) {
 			slots <- struct{}{}
 			probing.Go(func() {
 				defer func() { <-slots }()
-				w.probe(ctx, one)
+				if err := failure.Contain(func() error { w.probe(ctx, one); return nil }); err != nil {
+					w.config.Logger.Error("a probe's end could not be recorded: it is made anew when its lease has ended",
+						"service_id", one.ServiceID, "environment_id", one.EnvironmentID, "error", err)
+				}
 			})
 		}
 	}
@@ -55,10 +58,13 @@ func (w *Worker) probeLoop(ctx context.Context) {
 func (w *Worker) probe(ctx context.Context, one integration.Integration) {
 	probing, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	b, err := w.buckets.Bucket(one.Account())
-	if err == nil {
-		err = b.Probe(probing)
-	}
+	err := failure.Contain(func() error {
+		b, err := w.buckets.Bucket(one.Account())
+		if err != nil {
+			return err
+		}
+		return b.Probe(probing)
+	})
 	if err != nil && ctx.Err() != nil {
 		return // cut off, it tells nothing: it is made anew when its lease has ended
 	}

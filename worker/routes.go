@@ -7,11 +7,11 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
 	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/handlers"
 	"github.com/ownbucket/ownbucket/internal/bucket"
+	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
@@ -56,9 +56,21 @@ func handle[E events.Event](h func(context.Context, *outbox.Delivery, E) (*handl
 // register puts the routes and the middleware around them into the router,
 // the outermost first.
 func (w *Worker) register(router *message.Router) {
-	router.AddMiddleware(w.judge, w.observe.trace, middleware.Recoverer)
+	router.AddMiddleware(w.judge, w.observe.trace, contain)
 	for _, r := range w.routes() {
 		router.AddConsumerHandler(r.eventType, r.eventType, w.subscriber, w.consume(r))
+	}
+}
+
+// contain lets a panic fail its event alone. Watermill's own Recoverer puts the
+// whole stack into the error, which is logged and kept with each attempt.
+func contain(next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) (produced []*message.Message, err error) {
+		err = failure.Contain(func() error {
+			produced, err = next(msg)
+			return err
+		})
+		return produced, err
 	}
 }
 

@@ -107,7 +107,17 @@ type roleProvider struct {
 	policy  string
 }
 
-func (r *roleProvider) Retrieve(ctx context.Context) (aws.Credentials, error) {
+// Retrieve contains a panic: the cache calls it in a goroutine of the SDK's,
+// where nobody else would.
+func (r *roleProvider) Retrieve(ctx context.Context) (credentials aws.Credentials, err error) {
+	err = failure.Contain(func() error {
+		credentials, err = r.assume(ctx)
+		return err
+	})
+	return credentials, err
+}
+
+func (r *roleProvider) assume(ctx context.Context) (aws.Credentials, error) {
 	ctx, cancel := context.WithTimeout(withoutGuard(ctx), assumeTimeout)
 	defer cancel()
 

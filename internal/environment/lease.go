@@ -75,7 +75,11 @@ func (s *Store) keepLease(ctx context.Context, it *item) (context.Context, func(
 			case <-tick.C:
 			}
 			asked := time.Now()
-			mine, err := s.renew(ctx, it)
+			var mine bool
+			err := failure.Contain(func() (err error) {
+				mine, err = s.renew(ctx, it)
+				return err
+			})
 			switch {
 			case err != nil: // the deadline decides
 			case !mine:

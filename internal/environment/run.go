@@ -28,7 +28,7 @@ func (s *Store) Run(ctx context.Context, poll time.Duration, logger *slog.Logger
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	for look := true; ctx.Err() == nil; {
-		if err := r.round(ctx, work, look); err != nil && ctx.Err() == nil {
+		if err := failure.Contain(func() error { return r.round(ctx, work, look) }); err != nil && ctx.Err() == nil {
 			logger.Error("environments could not be copied: trying again", "error", err)
 		}
 		look = false
@@ -135,7 +135,9 @@ func (r *runner) begin(ctx, work context.Context, c dueCopy) (more bool, err err
 			r.slow++
 		}
 		go func() {
-			r.finished <- finished{it.TargetLane, slow, r.store.copyItem(work, it, false)}
+			// The lease of an item whose end could not be recorded lapses.
+			err := failure.Contain(func() error { return r.store.copyItem(work, it, false) })
+			r.finished <- finished{it.TargetLane, slow, err}
 		}()
 	}
 	return len(items) == room, nil
