@@ -58,7 +58,8 @@ type Config struct {
 	Retention time.Duration
 	// MaxUpload is the most bytes of one media, at most 5 GB.
 	MaxUpload int64
-	// FileRoot, StagingBuckets and SourceAllowCIDRs open upload sources.
+	// FileRoot, StagingBuckets and SourceAllowCIDRs open upload sources. The
+	// root must hold neither an SQLite database nor SpoolDir.
 	FileRoot         string
 	StagingBuckets   []string
 	SourceAllowCIDRs []netip.Prefix
@@ -149,7 +150,7 @@ func New(_ context.Context, config Config) (*Worker, error) {
 		return nil, err
 	}
 	sources, err := media.New(media.Options{
-		FileRoot: config.FileRoot, StagingBuckets: config.StagingBuckets, AllowCIDRs: config.SourceAllowCIDRs,
+		FileRoot: config.FileRoot, Database: config.DB.Path, StagingBuckets: config.StagingBuckets, AllowCIDRs: config.SourceAllowCIDRs,
 		StagingPrefix: config.StagingPrefix, SourcePorts: config.SourcePorts, MinRate: config.SourceMinRate,
 		MaxUpload: config.MaxUpload, SpoolDir: config.SpoolDir, S3: stagingClient(config),
 	})

@@ -222,3 +222,20 @@ func TestSettingsComeFromTheEnvironmentAndFlagsWin(t *testing.T) {
 		}
 	}
 }
+
+func TestAWorkerRefusesAFileRootThatHoldsItsDatabase(t *testing.T) {
+	t.Parallel()
+	url := dbtest.SQLiteURL(t)
+	s := newShell(t, url)
+	s.setIntegration()
+	s.publish(`{"type":"MediaUploaded","service_id":"S1","data":{"media_id":"m1","file_name":"a.db",` +
+		`"content_type":"text/plain","source":"file:ownbucket.db","version":"2026-01-02T03:04:05Z"}}`)
+	s.env = append(s.env, "OWNBUCKET_FILE_ROOT="+filepath.Dir(strings.TrimPrefix(url, "sqlite:")))
+	r := s.run("", "worker", "--until-idle", "--timeout", "1m")
+	if r.code != 1 || !strings.Contains(r.stderr, "OWNBUCKET_FILE_ROOT") {
+		t.Errorf("exit code %d, %s", r.code, r.stderr)
+	}
+	if keys := s.aws.Keys(bucketName); len(keys) != 0 {
+		t.Errorf("the bucket has %v", keys)
+	}
+}

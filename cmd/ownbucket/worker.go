@@ -24,7 +24,7 @@ type workerCommand struct {
 
 // workerConfiguration is what only the worker needs to know.
 type workerConfiguration struct {
-	FileRoot               string         `group:"worker" env:"OWNBUCKET_FILE_ROOT" placeholder:"DIRECTORY" help:"Where file: sources are read from; refused without it."`
+	FileRoot               string         `group:"worker" env:"OWNBUCKET_FILE_ROOT" placeholder:"DIRECTORY" help:"Where file: sources are read from; refused without it. It must not hold the database or the spool directory."`
 	StagingBuckets         []string       `group:"worker" env:"OWNBUCKET_STAGING_BUCKETS" placeholder:"BUCKET" help:"The CMS's own buckets that s3: sources may be in; refused in any other."`
 	StagingPrefix          string         `group:"worker" env:"OWNBUCKET_STAGING_PREFIX" placeholder:"PREFIX" help:"What the keys of s3: sources must begin with, such as {service_id}/ for the event's own service. Default: any key."`
 	SourceAllowCIDRs       []netip.Prefix `group:"worker" name:"source-allow-cidrs" env:"OWNBUCKET_SOURCE_ALLOW_CIDRS" placeholder:"CIDR" help:"Private networks that https: sources may be in, for tests."`

@@ -50,8 +50,10 @@ const MaxUpload int64 = 5 << 30
 // https:// only.
 type Options struct {
 	// FileRoot is the directory that file: paths are relative to; empty
-	// refuses them all.
+	// refuses them all. It must hold neither Database nor SpoolDir.
 	FileRoot string
+	// Database is the file of an SQLite database; empty where there is none.
+	Database string
 	// StagingBuckets are the only names that s3:// may name.
 	StagingBuckets []string
 	// StagingPrefix is what the keys of s3:// sources must begin with, such as
@@ -126,6 +128,9 @@ func New(o Options) (*Sources, error) {
 		return nil, err
 	}
 	if err := checkDirectory("spool directory", o.SpoolDir); err != nil {
+		return nil, err
+	}
+	if err := o.checkPrivate(); err != nil {
 		return nil, err
 	}
 	o.StagingBuckets = slices.Clone(o.StagingBuckets)
