@@ -201,9 +201,14 @@ func (j *job) claimKey(ctx context.Context) error {
 	if now == nil || now.LaneID != holder.LaneID || now.MediaID != holder.MediaID {
 		return &outbox.Wait{For: lookAgain, Reason: "the key was given up just now"}
 	}
+	// Another environment's may be another service's, which is not named.
+	name := "another environment's media"
+	if holder.LaneID == j.delivery.Event.LaneID {
+		name = fmt.Sprintf("media %q", holder.MediaID)
+	}
 	return failure.New(failure.Permanent, failure.KeyTaken,
-		"media %q of service %s can't have key %q in bucket %s: media %q holds it; rename one of them",
-		j.mediaID, j.delivery.Event.ServiceID, j.key, j.settings.Bucket, holder.MediaID)
+		"media %q of service %s can't have key %q in bucket %s: %s holds it; rename one of them",
+		j.mediaID, j.delivery.Event.ServiceID, j.key, j.settings.Bucket, name)
 }
 
 // keyTaken refuses a key where a stranger's object was seen. So nothing of ours

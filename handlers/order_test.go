@@ -266,17 +266,13 @@ func TestARenameWaitsForItsKeyTooWhileAnEarlierEventOfItsHolderMayFreeIt(t *test
 func TestAKeyIsWaitedForWhileAnEarlierEventOfAnotherServiceMayFreeIt(t *testing.T) {
 	each(t, func(t *testing.T, p *stage.Place) {
 		p.Config.RetryBase = 24 * time.Hour
-		settings := p.Integration()
-		other := *p
-		other.Service = "SERVICE#other"
-		other.Set(integration.Change{Bucket: &settings.Bucket, Region: &settings.Region, RoleARN: &settings.RoleARN,
-			ExternalID: &settings.ExternalID, Prefix: &settings.Prefix})
+		other := p.Neighbour("SERVICE#other")
 		run(p, p.Upload("m1", "a.txt", "one"))
 		p.AWS.Inject(awslocal.Rule{API: deleted, Times: 3, Status: 500, Code: "InternalError"})
 		ids := publish(p, p.Delete("m1", "a.txt"))
 		p.Work()
 		wantStates(t, p, ids, "retryable server_error")
-		ids = append(ids, publish(&other, p.Upload("m1", "a.txt", "two"))...)
+		ids = append(ids, publish(other, p.Upload("m1", "a.txt", "two"))...)
 		p.Start()
 		p.Await("the upload waiting, or over", func() (waits bool) {
 			if err := p.DB.GetContext(t.Context(), &waits, p.DB.SQL(`SELECT next_attempt_at IS NOT NULL OR finished_at IS NOT NULL

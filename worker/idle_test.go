@@ -7,7 +7,6 @@ import (
 	"github.com/ownbucket/ownbucket/internal/awslocal"
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
-	"github.com/ownbucket/ownbucket/internal/integration"
 	"github.com/ownbucket/ownbucket/internal/stage"
 	"github.com/ownbucket/ownbucket/worker"
 )
@@ -20,11 +19,7 @@ func TestAWorkerIsIdleWhileAnotherServicesRetryLiesInTheFuture(t *testing.T) {
 		s := stage.New(t, db)
 		s.Config.RetryBase, s.Config.RetryAttempts = 24*time.Hour, 25
 		p := s.Customer("SERVICE#1", "customer-bucket", "media")
-		other := *p
-		other.Service = "SERVICE#2"
-		settings := p.Integration()
-		other.Set(integration.Change{Bucket: &settings.Bucket, Region: &settings.Region, RoleARN: &settings.RoleARN,
-			ExternalID: &settings.ExternalID, Prefix: &settings.Prefix})
+		other := p.Neighbour("SERVICE#2")
 		p.Publish(s.Upload("m1", "a.txt", "one"))
 		s.Work()
 		fault := s.AWS.Inject(awslocal.Rule{API: "s3:DeleteObject", Status: 409, Code: "ConditionalRequestConflict"})

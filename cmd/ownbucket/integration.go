@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -39,7 +40,8 @@ type integrationSet struct {
 
 func (integrationSet) Help() string {
 	return `Fields that aren't named stay as they are. What is checked: the form of every field, that nothing is stored under
-the settings if bucket, region or prefix change, and that the place is no other environment's. AWS is not asked: the
+the settings if bucket, region or prefix change, that the place is no other environment's, and that no other service has
+the external ID. AWS is not asked: the
 connection test comes with a later release, and until then every change is applied untested; with --skip-test the
 reason is kept with the settings. A change of settings that are blocked is tried out at once by the worker.
 
@@ -53,7 +55,7 @@ Examples:
 // Validate is called by the parser.
 func (c integrationSet) Validate() error {
 	if c.SkipTest && strings.TrimSpace(c.Reason) == "" {
-		return fmt.Errorf("--skip-test needs a --reason")
+		return errors.New("--skip-test needs a --reason")
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
@@ -23,6 +24,14 @@ const (
 func Directory(environmentServiceID string) string {
 	sum := sha256.Sum256([]byte(environmentServiceID))
 	return slug(environmentServiceID) + "-" + hex.EncodeToString(sum[:])[:hashDigits]
+}
+
+// AnotherDirectory is for an environment whose usual directory is in somebody's
+// way. Its name can't be known beforehand.
+func AnotherDirectory(environmentServiceID string) string {
+	random := make([]byte, hashDigits/2)
+	_, _ = rand.Read(random) // never fails
+	return slug(environmentServiceID) + "-" + hex.EncodeToString(random)
 }
 
 // slug keeps a–z and 0–9 and turns every run of anything else into one hyphen.

@@ -134,8 +134,7 @@ func TestTargetInAnotherBucketFailsItsItems(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := newScene(t, db)
 		dev := s.prod.In("dev")
-		other := s.Customer("OTHER#1", "other-bucket", "media")
-		settings := other.Integration().Settings
+		settings := s.without(s.Customer("OTHER#1", "other-bucket", "media"))
 		id := serviceID("dev")
 		dev.Set(integration.Change{EnvironmentServiceID: &id, Bucket: &settings.Bucket, Region: &settings.Region,
 			RoleARN: &settings.RoleARN, ExternalID: &settings.ExternalID, Prefix: &settings.Prefix})

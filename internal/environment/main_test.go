@@ -275,6 +275,16 @@ func (s *scene) own(p *stage.Place, prefix string) {
 		RoleARN: &settings.RoleARN, ExternalID: &settings.ExternalID, Prefix: &prefix})
 }
 
+// without removes a place's settings, and returns them for another service's use.
+func (s *scene) without(p *stage.Place) integration.Settings {
+	s.t.Helper()
+	settings := p.Integration().Settings
+	if err := s.Settings.Delete(s.t.Context(), p.Service, p.Environment, "test", "test"); err != nil {
+		s.t.Fatal(err)
+	}
+	return settings
+}
+
 // role gives a place a role of its own.
 func (s *scene) role(p *stage.Place, arn, policy string) awslocal.Role {
 	s.t.Helper()

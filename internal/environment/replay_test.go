@@ -298,7 +298,7 @@ func TestACreationIsRetriedOnceItsSourceHasSettings(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := newScene(t, db)
 		other := s.Customer("service-2", "bucket-2", "media")
-		settings := other.Integration().Settings
+		settings := s.without(other)
 		change := integration.Change{Bucket: &settings.Bucket, Region: &settings.Region, RoleARN: &settings.RoleARN,
 			ExternalID: &settings.ExternalID, Prefix: &settings.Prefix}
 		// The service uses the feature in one environment, but not in production.

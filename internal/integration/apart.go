@@ -7,6 +7,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/ownbucket/ownbucket/internal/bucket"
 	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
@@ -15,31 +16,43 @@ import (
 // would reach, or whose own deletion would reach another's files.
 const DirectoryTaken = "directory_taken"
 
-// requireApart holds the one rule between integrations. Deleting an
-// environment deletes everything below its key prefix, whoever wrote it, so no
-// other integration's keys in that bucket may stand there, in whichever order
-// the two were set up. Integrations of production may share a prefix: the
-// ledger knows whose each key is.
-func (s *Store) requireApart(ctx context.Context, tx *sqlx.Tx, laneID int64, settings Settings) error {
+// place holds the one rule between integrations, and returns the settings as
+// they may be saved. Deleting an environment deletes everything below its key
+// prefix, whoever wrote it, so no other integration's keys in that bucket may
+// stand there, in whichever order the two were set up. Integrations of production
+// may share a prefix: the ledger knows whose each key is.
+//
+// A directory that another service stands in the way of gets another name. Its
+// usual name is known before the environment is made, so anybody could take it.
+func (s *Store) place(ctx context.Context, tx *sqlx.Tx, laneID int64, settings Settings) (Settings, error) {
 	if err := s.lockSettings(ctx, tx); err != nil {
-		return err
+		return settings, err
 	}
-	var others []Settings
+	var others []Settings // those of the same service first
 	err := tx.SelectContext(ctx, &others, s.db.SQL(`
 		SELECT l.service_id, l.environment_id, i.prefix, i.directory
 		FROM {integrations} i JOIN {lanes} l ON l.lane_id = i.lane_id
-		WHERE i.bucket = ? AND i.lane_id <> ?`), settings.Bucket, laneID)
+		WHERE i.bucket = ? AND i.lane_id <> ? ORDER BY l.service_id <> ?`), settings.Bucket, laneID, settings.ServiceID)
 	if err != nil {
-		return fmt.Errorf("look for other settings in bucket %q: %w", settings.Bucket, err)
+		return settings, fmt.Errorf("look for other settings in bucket %q: %w", settings.Bucket, err)
 	}
-	for _, other := range others {
-		if reaches(other, settings) {
-			return taken(settings, "lies within the directory %q of %s, with which it would be deleted: choose another prefix",
-				other.KeyPrefix(), other)
-		}
-		if reaches(settings, other) {
-			return taken(settings, "contains %q of %s, which would be deleted with this environment: choose another prefix",
-				other.KeyPrefix(), other)
+	with := conflict(settings, others)
+	if with != nil && with.ServiceID != settings.ServiceID && settings.Directory != "" {
+		settings.Directory = bucket.AnotherDirectory(settings.EnvironmentServiceID)
+		with = conflict(settings, others)
+	}
+	if with != nil {
+		return settings, taken(settings, *with)
+	}
+	return settings, nil
+}
+
+// conflict returns the first of the others that a deletion would tie the
+// settings to, if there is one.
+func conflict(settings Settings, others []Settings) *Settings {
+	for n, other := range others {
+		if reaches(other, settings) || reaches(settings, other) {
+			return &others[n]
 		}
 	}
 	return nil
@@ -51,9 +64,21 @@ func reaches(deleted, other Settings) bool {
 	return deleted.Directory != "" && strings.HasPrefix(other.KeyPrefix(), deleted.KeyPrefix())
 }
 
-func taken(settings Settings, format string, args ...any) error {
-	fault := &FieldError{"prefix", fmt.Sprintf("%q "+format, append([]any{settings.KeyPrefix()}, args...)...), ruleEnvironment}
-	return failure.New(failure.Permanent, DirectoryTaken, "%w", fault)
+// taken tells of another environment only within its own service: what other
+// services have in a bucket is no business of this one.
+func taken(settings, other Settings) error {
+	fault := fmt.Sprintf("%q is taken", settings.KeyPrefix())
+	switch {
+	case other.ServiceID != settings.ServiceID:
+	case reaches(other, settings):
+		fault = fmt.Sprintf("%q lies within the directory %q of %s, with which it would be deleted",
+			settings.KeyPrefix(), other.KeyPrefix(), other)
+	default:
+		fault = fmt.Sprintf("%q contains %q of %s, which would be deleted with this environment",
+			settings.KeyPrefix(), other.KeyPrefix(), other)
+	}
+	return failure.New(failure.Permanent, DirectoryTaken, "%w",
+		&FieldError{"prefix", fault + ": choose another prefix", ruleEnvironment})
 }
 
 // lockSettings lets one transaction at a time put settings into a bucket: two that

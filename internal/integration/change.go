@@ -84,6 +84,9 @@ func (c Change) apply(s Settings) Settings {
 	if s.EnvironmentServiceID != before.EnvironmentServiceID {
 		s.Directory = bucket.Directory(s.EnvironmentServiceID)
 	}
+	if c.Tested != nil && c.Tested.EnvironmentServiceID == s.EnvironmentServiceID {
+		s.Directory = c.Tested.Directory // which may have another name than usual
+	}
 	if s.Bucket != before.Bucket || s.Region != before.Region {
 		s.BucketOwner = ""
 	}
@@ -160,8 +163,10 @@ func (s *Store) set(ctx context.Context, tx *sqlx.Tx, change Change) (Saved, err
 	if err := settings.Validate(); err != nil {
 		return Saved{}, err
 	}
-	if change.Tested != nil && !settings.sameAs(*change.Tested) {
-		return Saved{}, fmt.Errorf("%w: test the connection again", ErrChanged)
+	if !exists || settings.RoleARN != current.RoleARN || settings.ExternalID != current.ExternalID {
+		if err := s.requireOwnAccess(ctx, tx, settings); err != nil {
+			return Saved{}, err
+		}
 	}
 	if exists && settings.moved(current.Settings) {
 		if err := s.requireUnlocked(ctx, tx, laneID); err != nil {
@@ -169,9 +174,12 @@ func (s *Store) set(ctx context.Context, tx *sqlx.Tx, change Change) (Saved, err
 		}
 	}
 	if !exists || settings.moved(current.Settings) {
-		if err := s.requireApart(ctx, tx, laneID, settings); err != nil {
+		if settings, err = s.place(ctx, tx, laneID, settings); err != nil {
 			return Saved{}, err
 		}
+	}
+	if change.Tested != nil && !settings.sameAs(*change.Tested) {
+		return Saved{}, fmt.Errorf("%w: test the connection again", ErrChanged)
 	}
 	if err := s.write(ctx, tx, laneID, settings, change.skipped()); err != nil {
 		return Saved{}, err

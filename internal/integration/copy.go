@@ -13,8 +13,8 @@ import (
 // CopySettings gives a new environment the settings of its source (manual:
 // 複数環境での取り扱い), never over existing ones. Nothing is copied where the
 // source has none; whether the source is blocked or paused isn't either. It is
-// a permanent failure where the environment's directory is another
-// integration's. The caller's transaction holds the target's lane, or takes it
+// a permanent failure where the environment's directory is in the way of another
+// integration of its service, or its prefix is in another's directory. The caller's transaction holds the target's lane, or takes it
 // here.
 func (s *Store) CopySettings(ctx context.Context, tx *sqlx.Tx, sourceLane, targetLane int64, environmentServiceID string) error {
 	err := s.copySettings(ctx, tx, sourceLane, targetLane, environmentServiceID)
@@ -47,7 +47,7 @@ func (s *Store) copySettings(ctx context.Context, tx *sqlx.Tx, sourceLane, targe
 	if settings.EnvironmentID == "" {
 		return errors.New("production is no copy of another environment")
 	}
-	if err := s.requireApart(ctx, tx, targetLane, settings); err != nil {
+	if settings, err = s.place(ctx, tx, targetLane, settings); err != nil {
 		return err
 	}
 	return s.write(ctx, tx, targetLane, settings, source.TestSkippedReason)

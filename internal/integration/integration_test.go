@@ -26,11 +26,17 @@ const (
 	role   = "arn:aws:iam::123456789012:role/SampleRole"
 )
 
-// production is a change that creates valid settings.
+// production is a change that creates valid settings. Each service but "s" has a
+// role and an external ID of its own.
 func production(serviceID string) integration.Change {
+	own := ""
+	if serviceID != "s" {
+		own = bucket.Directory(serviceID)
+		own = own[strings.LastIndex(own, "-"):]
+	}
 	return integration.Change{
 		ServiceID: serviceID, Bucket: new("alpha-prod-assets"), Region: new("ap-northeast-1"),
-		RoleARN: new(role), ExternalID: new(secret), Prefix: new("media"), Actor: "operator",
+		RoleARN: new(role + own), ExternalID: new(secret + own), Prefix: new("media"), Actor: "operator",
 	}
 }
 

@@ -134,8 +134,9 @@ func TestSettingsAreLockedWhileAnythingDependsOnThem(t *testing.T) {
 // checkChanges looks at what may and what may not change while locked.
 func checkChanges(t *testing.T, store *integration.Store, serviceID, because string) {
 	t.Helper()
+	rotated := production(serviceID + " rotated")
 	set(t, store, integration.Change{
-		ServiceID: serviceID, RoleARN: new("arn:aws:iam::123456789012:role/path/Rotated"), ExternalID: new("rotated"),
+		ServiceID: serviceID, RoleARN: rotated.RoleARN, ExternalID: rotated.ExternalID,
 		CustomDomain: new("https://new.example.com"), PinFileNames: new(true), Memo: new("still"),
 		DistributionID: new("E1"), CDNPrefix: new("cdn"),
 		// Saying again what is so changes nothing.

@@ -33,6 +33,7 @@ const (
 	ruleRegion       = "AWS, region codes"
 	ruleRole         = "AWS STS, AssumeRole: RoleArn"
 	ruleExternalID   = "manual: 外部ID; AWS STS, AssumeRole: ExternalId"
+	ruleAccess       = "AWS IAM, the confused deputy problem"
 	rulePrefix       = "manual: URLプレフィックス; Amazon S3, object key names"
 	rulePolicy       = "AWS STS, AssumeRole: Policy"
 	ruleDomain       = "manual: カスタムドメイン"

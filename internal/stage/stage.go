@@ -138,6 +138,22 @@ func (p *Place) Set(change integration.Change) {
 	}
 }
 
+// Neighbour is another service that stores in the place's bucket, through a role
+// and an external ID of its own.
+func (p *Place) Neighbour(service string) *Place {
+	p.T.Helper()
+	other := *p
+	other.Service, other.Role = service, p.Role+"-of-neighbour"
+	role := awslocal.Role{ARN: other.Role, ExternalID: "external-id-of-" + p.Bucket,
+		Policy: awslocal.CustomerPolicy(p.Bucket, p.Prefix), TrustPrincipal: "arn:aws:iam::999999999999:root"}
+	if err := p.AWS.SetRole(role); err != nil {
+		p.T.Fatal(err)
+	}
+	other.Set(integration.Change{Bucket: &p.Bucket, Region: ref(Region), RoleARN: &role.ARN,
+		ExternalID: &role.ExternalID, Prefix: &p.Prefix})
+	return &other
+}
+
 // In is another environment of the same service.
 func (p *Place) In(environment string) *Place {
 	other := *p
