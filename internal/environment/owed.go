@@ -118,8 +118,12 @@ func (s *Store) first(ctx context.Context, e *outbox.Event, o *owing) (again boo
 		return true, s.copyFromHere(ctx, o)
 	case !o.begins():
 		return false, nil // it is copied only if its creation is replayed
-	case o.Overtaken && *o.OvertakenBy == e.Sequence:
-		return true, s.fallBehind(ctx, e, o)
+	case o.Overtaken && *o.OvertakenBy >= e.Sequence:
+		behind, err := s.fallBehind(ctx, e, o)
+		if err != nil || behind || *o.OvertakenBy == e.Sequence {
+			return true, err
+		}
+		return false, s.awaitItem(ctx, o, &outbox.Wait{On: *o.OvertakenBy})
 	case o.Overtaken:
 		return false, s.awaitItem(ctx, o, &outbox.Wait{On: *o.OvertakenBy})
 	case o.State == waiting:
@@ -201,13 +205,20 @@ func (s *Store) overtake(ctx context.Context, e *outbox.Event, o *owing) error {
 	return nil
 }
 
-// fallBehind lets an item be copied again before an event that had gone past it, and
-// died: it has been replayed, and the item is needed by now.
-func (s *Store) fallBehind(ctx context.Context, e *outbox.Event, o *owing) error {
-	_, err := s.db.ExecContext(ctx, s.db.SQL(`
-		UPDATE {copy_items} SET overtaken_by = NULL WHERE copy_sequence = ? AND media_id = ? AND overtaken_by = ?`),
-		o.CopySequence, o.MediaID, e.Sequence)
-	return wrap("fall behind an item", err)
+// fallBehind lets an item be copied again before the event that had gone past it, and
+// tells whether it does: where that is the very event, which died, was replayed and
+// needs the item by now, and where it is a later one that is parked. Such a one may
+// wait behind this event.
+func (s *Store) fallBehind(ctx context.Context, e *outbox.Event, o *owing) (bool, error) {
+	result, err := s.db.ExecContext(ctx, s.db.SQL(`
+		UPDATE {copy_items} SET overtaken_by = NULL WHERE copy_sequence = ? AND media_id = ? AND overtaken_by = ?
+		AND (overtaken_by = ? OR EXISTS (SELECT 1 FROM {outbox} p WHERE p.sequence = overtaken_by AND p.parked))`),
+		o.CopySequence, o.MediaID, o.OvertakenBy, e.Sequence)
+	if err != nil {
+		return false, wrap("fall behind an item", err)
+	}
+	n, err := result.RowsAffected()
+	return n > 0, err
 }
 
 // awaitItem waits for an item that can't be copied yet, for as long as what it waits

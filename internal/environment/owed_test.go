@@ -341,3 +341,28 @@ func TestUploadThatWentPastItsCopyEndsFirst(t *testing.T) {
 		s.nothingRefused()
 	})
 }
+
+// An event that goes past an item may be put behind an earlier event, for a file name
+// at which the item may have left something. The earlier one doesn't wait for it then.
+func TestAnEventIsNotWaitedForBehindWhichItWaits(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.slowRetries()
+		dev := s.prod.In("dev")
+		s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+		s.Work()
+		s.lostCopy(directory("dev") + "a.txt")
+		dev.Publish(created("dev", ""))
+		s.Work() // the item is tried again much later
+		hang := s.AWS.Inject(hanging(awslocal.Rule{API: "s3:PutObject", Key: directory("dev") + "b.txt"}))
+		s.Start()
+		ids := s.publish(at{dev, s.Delete("m1", "a.txt")}, at{dev, s.Upload("m2", "b.txt", "two")},
+			at{dev, s.Rename("m2", "b.txt", "a.txt")}, at{dev, s.Upload("m1", "c.txt", "three")})
+		s.Await("the later upload having gone past the item", s.has(`SELECT 1 FROM {copy_items} i JOIN {outbox} e ON e.sequence = i.overtaken_by
+			WHERE e.event_id = ? AND e.wait_count > 0`, ids[3]))
+		hang.Remove()
+		s.ends(ids, "completed done", "completed done", "completed done", "completed done")
+		s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "a.txt": "two", directory("dev") + "c.txt": "three"})
+	})
+}
