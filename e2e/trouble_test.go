@@ -70,8 +70,8 @@ var troubles = []trouble{
 		name: "answers to commits are lost", every: time.Second,
 		between: func(t *testing.T) (string, string, func(*fleet)) {
 			url := pgtest.URL(t)
-			wire := newWire(t, url)
-			return url, wire.url, func(*fleet) { wire.loseAnswers() }
+			network := pgtest.StartNetwork(t, url)
+			return url, network.URL, func(*fleet) { network.LoseAnswers() }
 		},
 	},
 }

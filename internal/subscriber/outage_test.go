@@ -29,7 +29,7 @@ type scenario struct {
 	// 0 is never.
 	Kills []int
 	// Cuts says after how many attempts the last worker's network fails, Losses
-	// after how many it loses the answers to the next commits.
+	// after how many each of its connections loses the answer to its next commit.
 	Cuts, Losses []int
 }
 
@@ -248,14 +248,14 @@ func play(t *testing.T, s scenario) {
 			last := i == s.Workers-1
 			if !last && n == s.Kills[i] {
 				die()
-				net.cut()
+				net.Cut()
 			}
 			if last && slices.Contains(s.Cuts, n) {
-				net.cut()
-				net.mend()
+				net.Cut()
+				net.Mend()
 			}
 			if last && slices.Contains(s.Losses, n) {
-				net.loseAnswers(3)
+				net.LoseAnswers()
 			}
 		}
 		survivor = start(t, behind.Store, configured(fmt.Sprint("worker ", i), func(c *subscriber.Config) {
@@ -310,7 +310,7 @@ func TestAWorkerOutlivesItsDatabasesOutage(t *testing.T) {
 	h := newHands()
 	start(t, behind.Store, configured("w"), h.handle)
 	w.Await("some run", func() bool { return len(h.running()) == 2 })
-	net.cut()
+	net.Cut()
 	first := h.running()
 	for _, sequence := range first {
 		h.end(sequence, outboxtest.Done)
@@ -320,7 +320,7 @@ func TestAWorkerOutlivesItsDatabasesOutage(t *testing.T) {
 	if n := w.finished(); n > 0 {
 		t.Fatalf("%d finished without a database", n)
 	}
-	net.mend()
+	net.Mend()
 	w.ends("all end", h, outboxtest.Done, func() bool { return w.finished() == 30 })
 	if n := len(h.started); n != 30 {
 		t.Errorf("%d attempts of 30 events", n)
@@ -347,7 +347,7 @@ func TestAWorkerThatCanNotRenewStopsBeforeItsLeaseEnds(t *testing.T) {
 			if d.Guard() != nil {
 				t.Error("nothing may be sent although the lease is good")
 			}
-			net.cut()
+			net.Cut()
 			<-ctx.Done()
 			stopped <- context.Cause(ctx)
 			refused <- d.Guard() != nil
@@ -370,7 +370,7 @@ func TestAWorkerThatCanNotRenewStopsBeforeItsLeaseEnds(t *testing.T) {
 			return &outboxtest.Done
 		})
 	w.Await("another worker completes it", func() bool { return w.State(event) == "completed done" })
-	net.mend()
+	net.Mend()
 	if diff := cmp.Diff([]string{"heir"}, outboxtest.All[string](w.World, `SELECT worker FROM {effects}`)); diff != "" {
 		t.Error(diff)
 	}

@@ -1,18 +1,13 @@
 package subscriber_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"maps"
 	"net"
-	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +16,7 @@ import (
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 	"github.com/ownbucket/ownbucket/internal/outboxtest"
+	"github.com/ownbucket/ownbucket/internal/pgtest"
 	"github.com/ownbucket/ownbucket/internal/subscriber"
 )
 
@@ -222,124 +218,11 @@ func (w *world) settles(h *hands) {
 	})
 }
 
-// network stands between a worker and PostgreSQL, and can be cut.
-type network struct {
-	t        testing.TB
-	target   string
-	listener net.Listener
-
-	mu    sync.Mutex
-	down  bool
-	conns map[net.Conn]bool
-	copy  sync.WaitGroup
-	// losing is how many more commits' answers are to be lost.
-	losing atomic.Int64
-}
-
-// newNetwork gives the URL of the same database, through it.
-func newNetwork(t testing.TB, databaseURL string) (*network, string) {
-	t.Helper()
-	through, err := url.Parse(databaseURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	query := through.Query()
-	directory, err := os.MkdirTemp("", "net") // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	const socket = ".s.PGSQL.5432"
-	n := &network{t: t, target: filepath.Join(query.Get("host"), socket), conns: make(map[net.Conn]bool)}
-	if n.listener, err = net.Listen("unix", filepath.Join(directory, socket)); err != nil {
-		t.Fatal(err)
-	}
-	var accepting sync.WaitGroup
-	accepting.Go(n.accept)
-	t.Cleanup(func() {
-		_ = n.listener.Close()
-		accepting.Wait()
-		n.cut()
-		n.copy.Wait()
-		_ = os.RemoveAll(directory)
-	})
-	query.Set("host", directory)
-	through.RawQuery = query.Encode()
-	return n, through.String()
-}
-
-func (n *network) accept() {
-	for {
-		client, err := n.listener.Accept()
-		if err != nil {
-			return
-		}
-		server, err := net.Dial("unix", n.target)
-		n.mu.Lock()
-		if n.down || err != nil {
-			_ = client.Close()
-			if server != nil {
-				_ = server.Close()
-			}
-		} else {
-			n.conns[client], n.conns[server] = true, true
-			var committing atomic.Bool
-			n.copy.Go(func() { n.pipe(client, server, func([]byte) bool { return committing.Load() }) })
-			n.copy.Go(func() {
-				n.pipe(server, client, func(asked []byte) bool {
-					if bytes.Contains(asked, []byte("commit\x00")) && n.losing.Add(-1) >= 0 {
-						committing.Store(true)
-					}
-					return false
-				})
-			})
-		}
-		n.mu.Unlock()
-	}
-}
-
-// loseAnswers loses the answers to so many commits, of whatever connection: they
-// are done, and their connections end.
-func (n *network) loseAnswers(count int64) { n.losing.Store(count) }
-
-// pipe carries one direction until either end closes, or what comes is lost.
-func (n *network) pipe(to, from net.Conn, lost func([]byte) bool) {
-	buffer := make([]byte, 16<<10)
-	for {
-		size, err := from.Read(buffer)
-		if err != nil || lost(buffer[:size]) {
-			break
-		}
-		if _, err := to.Write(buffer[:size]); err != nil {
-			break
-		}
-	}
-	_, _ = to.Close(), from.Close()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.conns, to)
-	delete(n.conns, from)
-}
-
-func (n *network) cut() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.down = true
-	for conn := range n.conns {
-		_ = conn.Close()
-	}
-}
-
-func (n *network) mend() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.down = false
-}
-
 // through is the world as a worker sees it behind a network of its own.
-func (w *world) through(databaseURL string) (*network, *world) {
+func (w *world) through(databaseURL string) (*pgtest.Network, *world) {
 	w.T.Helper()
-	n, behind := newNetwork(w.T, databaseURL)
-	db, err := database.Open(w.T.Context(), behind, database.DefaultSchema)
+	n := pgtest.StartNetwork(w.T, databaseURL)
+	db, err := database.Open(w.T.Context(), n.URL, database.DefaultSchema)
 	if err != nil {
 		w.T.Fatal(err)
 	}
