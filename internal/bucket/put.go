@@ -172,12 +172,8 @@ func (s *source) Read(p []byte) (int, error) {
 	}
 	s.reading.Store(true)
 	defer s.reading.Store(false)
-	var n int
 	// net/http reads in a goroutine of its own, where nobody else contains a panic.
-	err := failure.Contain(func() (err error) {
-		n, err = s.reader.Read(p[:min(int64(len(p)), s.remaining)])
-		return err
-	})
+	n, err := failure.ContainResult(func() (int, error) { return s.reader.Read(p[:min(int64(len(p)), s.remaining)]) })
 	s.remaining -= int64(n)
 	switch {
 	case s.remaining == 0 && (err == nil || errors.Is(err, io.EOF)):

@@ -109,12 +109,8 @@ type roleProvider struct {
 
 // Retrieve contains a panic: the cache calls it in a goroutine of the SDK's,
 // where nobody else would.
-func (r *roleProvider) Retrieve(ctx context.Context) (credentials aws.Credentials, err error) {
-	err = failure.Contain(func() error {
-		credentials, err = r.assume(ctx)
-		return err
-	})
-	return credentials, err
+func (r *roleProvider) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	return failure.ContainResult(func() (aws.Credentials, error) { return r.assume(ctx) })
 }
 
 func (r *roleProvider) assume(ctx context.Context) (aws.Credentials, error) {

@@ -75,7 +75,6 @@ func Connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	setDefault(config.RuntimeParams, "client_encoding", "UTF8")
 	config.RuntimeParams["search_path"] = searchPath
 	return pgx.ConnectConfig(ctx, config)
 }

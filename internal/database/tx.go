@@ -25,7 +25,7 @@ const (
 	deadlockDetected     = "40P01"
 )
 
-// More of these codes.
+// Codes of other errors that are told apart.
 const (
 	lockNotAvailable = "55P03"
 	duplicateTable   = "42P07"

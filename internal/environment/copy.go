@@ -22,11 +22,7 @@ const conflictRounds = 4
 func (s *Store) copyItem(ctx context.Context, it *item, first bool) error {
 	it.unsure = it.MayHaveWritten
 	leased, stop := s.keepLease(ctx, it)
-	var effects ledger.Effects
-	err := failure.Contain(func() (err error) {
-		effects, err = s.transfer(leased, it)
-		return err
-	})
+	effects, err := failure.ContainResult(func() (ledger.Effects, error) { return s.transfer(leased, it) })
 	if err != nil && leased.Err() != nil && ctx.Err() == nil {
 		err = failure.New(failure.Interrupted, failure.Canceled, "copy media %q: %w", it.MediaID,
 			errors.Join(context.Cause(leased), err))

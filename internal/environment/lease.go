@@ -75,11 +75,7 @@ func (s *Store) keepLease(ctx context.Context, it *item) (context.Context, func(
 			case <-tick.C:
 			}
 			asked := time.Now()
-			var mine bool
-			err := failure.Contain(func() (err error) {
-				mine, err = s.renew(ctx, it)
-				return err
-			})
+			mine, err := failure.ContainResult(func() (bool, error) { return s.renew(ctx, it) })
 			switch {
 			case err != nil: // the deadline decides
 			case !mine:

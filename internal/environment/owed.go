@@ -118,13 +118,10 @@ func (s *Store) first(ctx context.Context, e *outbox.Event, o *owing) (again boo
 		return true, s.copyFromHere(ctx, o)
 	case !o.begins():
 		return false, nil // it is copied only if its creation is replayed
-	case o.Overtaken && *o.OvertakenBy >= e.Sequence:
-		behind, err := s.fallBehind(ctx, e, o)
-		if err != nil || behind || *o.OvertakenBy == e.Sequence {
-			return true, err
-		}
-		return false, s.awaitItem(ctx, o, &outbox.Wait{On: *o.OvertakenBy})
 	case o.Overtaken:
+		if behind, err := s.fallBehind(ctx, e, o); err != nil || behind {
+			return behind, err
+		}
 		return false, s.awaitItem(ctx, o, &outbox.Wait{On: *o.OvertakenBy})
 	case o.State == waiting:
 		return false, s.awaitItem(ctx, o, &outbox.Wait{OnCopy: o.CopySequence})
@@ -210,6 +207,9 @@ func (s *Store) overtake(ctx context.Context, e *outbox.Event, o *owing) error {
 // needs the item by now, and where it is a later one that is parked. Such a one may
 // wait behind this event.
 func (s *Store) fallBehind(ctx context.Context, e *outbox.Event, o *owing) (bool, error) {
+	if *o.OvertakenBy < e.Sequence {
+		return false, nil
+	}
 	result, err := s.db.ExecContext(ctx, s.db.SQL(`
 		UPDATE {copy_items} SET overtaken_by = NULL WHERE copy_sequence = ? AND media_id = ? AND overtaken_by = ?
 		AND (overtaken_by = ? OR EXISTS (SELECT 1 FROM {outbox} p WHERE p.sequence = overtaken_by AND p.parked))`),
@@ -218,7 +218,7 @@ func (s *Store) fallBehind(ctx context.Context, e *outbox.Event, o *owing) (bool
 		return false, wrap("fall behind an item", err)
 	}
 	n, err := result.RowsAffected()
-	return n > 0, err
+	return n > 0 || *o.OvertakenBy == e.Sequence, wrap("fall behind an item", err)
 }
 
 // awaitItem waits for an item that can't be copied yet, for as long as what it waits

@@ -18,6 +18,15 @@ func Contain(work func() error) (err error) {
 	return work()
 }
 
+// ContainResult is [Contain] for work that has a result.
+func ContainResult[T any](work func() (T, error)) (result T, err error) {
+	err = Contain(func() (err error) {
+		result, err = work()
+		return err
+	})
+	return result, err
+}
+
 // origin names the function that panicked and those that called it. A deferred
 // function sees their frames below those of the runtime.
 func origin() string {

@@ -81,9 +81,9 @@ func taken(settings, other Settings) error {
 		&FieldError{"prefix", fault + ": choose another prefix", ruleEnvironment})
 }
 
-// lockSettings lets one transaction at a time put settings into a bucket: two that
-// don't see each other could each find the bucket free. It locks the table, against
-// nothing else but such a change, as only those may who may write to it.
+// lockSettings lets one transaction at a time look whether other settings are in the
+// way, and save its own: two that don't see each other could each find nothing. It
+// locks the table against such changes alone, which takes the right to write to it.
 func (s *Store) lockSettings(ctx context.Context, tx *sqlx.Tx) error {
 	if s.db.Dialect == database.SQLite {
 		return nil // one writer

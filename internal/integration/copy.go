@@ -14,8 +14,8 @@ import (
 // 複数環境での取り扱い), never over existing ones. Nothing is copied where the
 // source has none; whether the source is blocked or paused isn't either. It is
 // a permanent failure where the environment's directory is in the way of another
-// integration of its service, or its prefix is in another's directory. The caller's transaction holds the target's lane, or takes it
-// here.
+// integration of its service, or its prefix is in another's directory. The caller's
+// transaction holds the target's lane, or takes it here.
 func (s *Store) CopySettings(ctx context.Context, tx *sqlx.Tx, sourceLane, targetLane int64, environmentServiceID string) error {
 	err := s.copySettings(ctx, tx, sourceLane, targetLane, environmentServiceID)
 	if err != nil {

@@ -61,19 +61,19 @@ func (s *Store) Park(ctx context.Context, holding Holding, running, waiting []*E
 			return err
 		}
 		for _, e := range waiting {
-			left[e.Sequence] = !ours[e.Sequence]
-			if left[e.Sequence] {
-				continue
+			if ours[e.Sequence] {
+				waits, err := s.waits(ctx, tx, e)
+				if err != nil {
+					return err
+				}
+				if !waits {
+					continue
+				}
+				if err := s.startHolding(ctx, tx, []*Event{e}, true); err != nil {
+					return err
+				}
 			}
-			if left[e.Sequence], err = s.waits(ctx, tx, e); err != nil {
-				return err
-			}
-			if !left[e.Sequence] {
-				continue
-			}
-			if err := s.startHolding(ctx, tx, []*Event{e}, true); err != nil {
-				return err
-			}
+			left[e.Sequence] = true
 		}
 		return nil
 	})

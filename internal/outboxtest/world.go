@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -324,12 +325,7 @@ func (w *World) Park(lane outbox.Lane, running []*outbox.Event, waiting ...*outb
 	if err != nil {
 		w.T.Fatal(err)
 	}
-	list := []int64{}
-	for sequence, gone := range left {
-		if gone {
-			list = append(list, sequence)
-		}
-	}
+	list := slices.AppendSeq([]int64{}, maps.Keys(left))
 	slices.Sort(list)
 	return list
 }

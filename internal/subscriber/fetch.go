@@ -306,7 +306,7 @@ func (s *Subscriber) parkBlocked(ctx context.Context) error {
 		}
 		s.mu.Lock()
 		j.lane.schedule.checked(j.doubt)
-		j.lane.schedule.left(left)
+		j.lane.schedule.leave(left)
 		s.enqueue(j.lane)
 		s.mu.Unlock()
 		s.fetchSoon()

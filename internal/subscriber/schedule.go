@@ -183,10 +183,10 @@ func (s *schedule) finish(sequence int64, ended bool, behind []string) {
 	}
 }
 
-// left forgets pending events that left the lane's window: they may have holds.
-func (s *schedule) left(window map[int64]bool) {
+// leave forgets pending events that left the lane's window: they may have holds.
+func (s *schedule) leave(left map[int64]bool) {
 	for _, e := range slices.Clone(s.pending) {
-		if window[e.event.Sequence] {
+		if left[e.event.Sequence] {
 			s.drop(e)
 			s.recheck(e)
 		}

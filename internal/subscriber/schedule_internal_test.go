@@ -162,7 +162,7 @@ func TestWhatMayStartIsWhatTheRulesSay(t *testing.T) {
 			},
 			"park": func(t *rapid.T) {
 				e := m.some(t, "parked", waiting)
-				s.left(map[int64]bool{e.sequence: true})
+				s.leave(map[int64]bool{e.sequence: true})
 				m.recheck(e)
 			},
 			"forget": func(t *rapid.T) {
