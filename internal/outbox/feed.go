@@ -154,26 +154,29 @@ func (s *Store) Want(ctx context.Context, worker string, lanes []Environment) (l
 	const same = `l.service_id = v.service_id AND l.environment_id = v.environment_id`
 	const sleeps = `l.ready_at IS NULL AND (l.leased_by IS NULL OR l.leased_by = ?)`
 	const asked = `{rows v(service_id text, environment_id text)}`
-	if err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
-		left = nil
-		if _, err := tx.ExecContext(ctx, s.db.SQL(`
-			UPDATE {lanes} SET ready_at = {now} WHERE lane_id `+s.db.In(`
-				SELECT l.lane_id FROM {lanes} l JOIN `+asked+` ON `+same+` WHERE `+sleeps+`
-				ORDER BY l.lane_id `+s.skipLocked("l"))), encoded, worker); err != nil {
-			return err
+	var woken, sleeping []Environment
+	for _, step := range []struct {
+		found *[]Environment
+		query string
+		args  []any
+	}{
+		{&woken, `UPDATE {lanes} SET ready_at = {now} WHERE lane_id ` + s.db.In(`
+			SELECT l.lane_id FROM {lanes} l JOIN `+asked+` ON `+same+` WHERE `+sleeps+`
+			ORDER BY l.lane_id `+s.skipLocked("l")) + ` RETURNING service_id, environment_id`, []any{encoded, worker}},
+		{&woken, `INSERT INTO {lanes} (service_id, environment_id, ready_at) SELECT service_id, environment_id, {now}
+			FROM ` + asked + ` WHERE NOT EXISTS (SELECT 1 FROM {lanes} l WHERE ` + same + `) ORDER BY service_id, environment_id
+			ON CONFLICT (service_id, environment_id) DO NOTHING RETURNING service_id, environment_id`, []any{encoded}},
+		{&sleeping, `SELECT l.service_id, l.environment_id FROM {lanes} l JOIN ` + asked + ` ON ` + same + ` WHERE ` + sleeps,
+			[]any{encoded, worker}},
+	} {
+		if err := s.db.SelectContext(ctx, step.found, s.db.SQL(step.query), step.args...); err != nil {
+			return nil, fmt.Errorf("say that lanes have work: %w", err)
 		}
-		if _, err := tx.ExecContext(ctx, s.db.SQL(`
-			INSERT INTO {lanes} (service_id, environment_id, ready_at) SELECT service_id, environment_id, {now}
-			FROM `+asked+` WHERE NOT EXISTS (SELECT 1 FROM {lanes} l WHERE `+same+`) ORDER BY service_id, environment_id
-			ON CONFLICT (service_id, environment_id) DO NOTHING`), encoded); err != nil {
-			return err
+		if len(woken) == len(lanes) {
+			return nil, nil
 		}
-		return tx.SelectContext(ctx, &left, s.db.SQL(`
-			SELECT l.service_id, l.environment_id FROM {lanes} l JOIN `+asked+` ON `+same+` WHERE `+sleeps), encoded, worker)
-	}); err != nil {
-		return nil, fmt.Errorf("say that lanes have work: %w", err)
 	}
-	return left, nil
+	return sleeping, nil
 }
 
 // Scan finds every lane that has something to be read, whoever saw it published.
