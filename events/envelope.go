@@ -70,6 +70,9 @@ func ParseEnvelope(line []byte) (Envelope, error) {
 	if !fields.has("data") {
 		fields.fail("data", "is missing")
 	}
+	if fault := typeFault(typ); fault != "" {
+		fields.fail("type", fault)
+	}
 	if fields.fault != "" {
 		return Envelope{}, &InvalidError{Field: fields.field, Reason: fields.fault}
 	}

@@ -10,8 +10,9 @@ import (
 	"unicode/utf8"
 )
 
-// Parse reads an event as it stands in the outbox. What it refuses, it refuses
-// with an *[InvalidError].
+// Parse reads an event as it stands in the outbox. It fails with an
+// *[UnknownTypeError] where a newer version may know the type, and else with an
+// *[InvalidError].
 //
 // Unknown fields are ignored, so that publishers may be newer than workers. An
 // optional field that is null is absent. Anything that two JSON readers might
@@ -19,6 +20,9 @@ import (
 // invalid UTF-8, text behind the object. Field names must match exactly.
 func Parse(typ, serviceID, environmentID string, data []byte) (Event, error) {
 	if fault := typeFault(typ); fault != "" {
+		if typeName.MatchString(typ) {
+			return nil, &UnknownTypeError{Type: typ}
+		}
 		return nil, &InvalidError{Field: "type", Reason: fault}
 	}
 	payload, err := readObject(data)

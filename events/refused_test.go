@@ -61,7 +61,9 @@ func refusals() []refusal {
 		}
 	}
 
-	add("type", "is not one of", "MediaMoved", "", rename)
+	add("type", "is not one of", "", "", rename)
+	add("type", "is not one of", "Media moved", "", rename)
+	add("type", "is not one of", strings.Repeat("M", 65), "", rename)
 	add("type", "is not one of", "mediarenamed", "", rename)
 	add("data", "must be a JSON object", events.EnvironmentDeletedType, environment, `null`, `[]`, `"{}"`, `7`)
 	onlyByParse("data", "is not valid JSON", events.EnvironmentDeletedType, environment, ``, `{`, `{} {}`, `{}x`, `{"a":01}`, "\ufeff{}")
@@ -158,6 +160,17 @@ func refusals() []refusal {
 	return append(all, refusal{
 		name: "service_id", typ: events.MediaRenamedType, data: rename, field: "service_id", reason: "must not be empty",
 	})
+}
+
+func TestParseTellsATypeThatANewerPublisherMayHave(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []string{"MediaMoved", "M", "Media2Moved", strings.Repeat("M", 64)} {
+		_, err := events.Parse(typ, service, "", []byte(rename))
+		var unknown *events.UnknownTypeError
+		if !errors.As(err, &unknown) || unknown.Type != typ || !strings.Contains(err.Error(), typ) {
+			t.Errorf("%s: %v", typ, err)
+		}
+	}
 }
 
 func TestParseAndSchemaRefuse(t *testing.T) {

@@ -2,6 +2,7 @@ package events
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -47,6 +48,17 @@ func (e *InvalidError) Error() string {
 
 // Code is [CodeInvalid].
 func (e *InvalidError) Code() string { return CodeInvalid }
+
+// UnknownTypeError is a type that may be an event's, and isn't known: its publisher is
+// newer than this program, or misspelt it.
+type UnknownTypeError struct{ Type string }
+
+func (e *UnknownTypeError) Error() string {
+	return fmt.Sprintf("events of type %s are unknown to this version: upgrade the worker; or, where no version knows them, discard", e.Type)
+}
+
+// typeName is what every type of events looks like.
+var typeName = regexp.MustCompile(`^[A-Z][A-Za-z0-9]{0,63}$`)
 
 // ValidateFileName refuses names that can't be stored under a key byte for
 // byte or would leave their directory. Everything else is accepted as it is:

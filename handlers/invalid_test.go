@@ -53,7 +53,6 @@ func with(field, value string) string {
 // its reason, and those before and after it run.
 func TestAMalformedEventIsDeadWithItsReason(t *testing.T) {
 	malformed := []struct{ name, eventType, data string }{
-		{"unknown type", "MediaMoved", validUpload},
 		{"empty type", "", validUpload},
 		{"type in another case", "mediauploaded", validUpload},
 		{"huge type", strings.Repeat("T", 100_000), validUpload},

@@ -58,6 +58,8 @@ type Config struct {
 	Retention time.Duration
 	// MaxUpload is the most bytes of one media, at most 5 GB.
 	MaxUpload int64
+	// MaxEventSize is the most bytes of an event's data (256 KiB). Larger ones are dead.
+	MaxEventSize int
 	// FileRoot, StagingBuckets and SourceAllowCIDRs open upload sources. The
 	// root must hold neither an SQLite database nor SpoolDir.
 	FileRoot         string
@@ -109,6 +111,7 @@ func (c *Config) setDefaults() error {
 	setDefault(&c.RetryAttempts, 25)
 	setDefault(&c.Retention, 14*24*time.Hour)
 	setDefault(&c.MaxUpload, media.MaxUpload)
+	setDefault(&c.MaxEventSize, outbox.MaxEventSize)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -164,6 +167,7 @@ func New(_ context.Context, config Config) (*Worker, error) {
 		Attempts: config.RetryAttempts, Backoff: w.backoff,
 	})
 	w.outbox = outbox.New(config.DB, w.environments)
+	w.outbox.MaxEventSize = config.MaxEventSize
 	w.handlers = &handlers.Handlers{
 		Ledger: w.ledger, Settings: w.settings, Buckets: w.buckets, Sources: sources, Outbox: w.outbox,
 		Environments: w.environments,

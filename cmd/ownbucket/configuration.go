@@ -124,6 +124,19 @@ func (s *uploadSize) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// eventSize is the most bytes of an event's payload.
+type eventSize int
+
+// UnmarshalText reads bytes, also with a unit: 262144, 256KiB.
+func (s *eventSize) UnmarshalText(text []byte) error {
+	size, err := humanize.ParseBytes(string(text))
+	if err != nil || size < 32<<10 || size > 16<<20 {
+		return fmt.Errorf("%q is no size of 32KiB to 16MiB: a valid event may take 32KiB, and many are in memory at once", text)
+	}
+	*s = eventSize(size)
+	return nil
+}
+
 // byteRate is a number of bytes a second.
 type byteRate int64
 

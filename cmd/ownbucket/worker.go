@@ -37,6 +37,7 @@ type workerConfiguration struct {
 	RetryBase              time.Duration  `group:"worker" env:"OWNBUCKET_RETRY_BASE" default:"1s" placeholder:"DURATION" help:"The longest delay after a first failure; it doubles up to 12 h (${default})."`
 	RetryAttempts          int            `group:"worker" env:"OWNBUCKET_RETRY_ATTEMPTS" default:"25" placeholder:"N" help:"After so many failures an event is dead (${default})."`
 	MaxUpload              uploadSize     `group:"worker" env:"OWNBUCKET_MAX_UPLOAD" default:"5GiB" placeholder:"SIZE" help:"The most bytes of one media, at most 5GiB (${default})."`
+	MaxEventSize           eventSize      `group:"worker" env:"OWNBUCKET_MAX_EVENT_SIZE" default:"256KiB" placeholder:"SIZE" help:"The most bytes of an event's data; it is dead above (${default})."`
 	SessionPolicyKMS       choice         `group:"worker" name:"session-policy-kms" env:"OWNBUCKET_SESSION_POLICY_KMS" default:"auto" placeholder:"CHOICE" help:"Allow KMS in session policies: auto (at AWS's own STS), true or false (${default})."`
 	PollInterval           time.Duration  `group:"worker" env:"OWNBUCKET_POLL_INTERVAL" default:"50ms" placeholder:"DURATION" help:"How often to look for new events when nothing announces them (${default})."`
 	GracePeriod            time.Duration  `group:"worker" env:"OWNBUCKET_GRACE_PERIOD" default:"30s" placeholder:"DURATION" help:"How long running events may go on once told to stop (${default})."`
@@ -118,7 +119,7 @@ func (c workerCommand) Run(ctx context.Context, a *app) error {
 			LeaseDuration: c.LeaseDuration, Poll: c.PollInterval, Grace: c.GracePeriod,
 			RetryBase: c.RetryBase, RetryAttempts: c.RetryAttempts, Retention: c.Retention,
 			MaxUpload: int64(c.MaxUpload), FileRoot: c.FileRoot, StagingBuckets: c.StagingBuckets, StagingPrefix: c.StagingPrefix,
-			SourceAllowCIDRs: c.SourceAllowCIDRs, SourcePorts: c.SourcePorts, SourceMinRate: int64(c.SourceMinRate), SpoolDir: c.SpoolDir, PathStyle: string(c.S3PathStyle),
+			SourceAllowCIDRs: c.SourceAllowCIDRs, SourcePorts: c.SourcePorts, SourceMinRate: int64(c.SourceMinRate), MaxEventSize: int(c.MaxEventSize), SpoolDir: c.SpoolDir, PathStyle: string(c.S3PathStyle),
 			SessionPolicyKMS: string(c.SessionPolicyKMS), Brand: c.Brand, AWS: aws, Logger: logger,
 		})
 		if err != nil {

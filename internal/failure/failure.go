@@ -30,6 +30,7 @@ const (
 	KeyTaken         = "key_taken"
 	FileNamePinned   = "file_name_pinned"
 	InvalidEvent     = "invalid_event"
+	UnknownType      = "unknown_type"
 	SourceGone       = "source_gone"
 	SourceRefused    = "source_refused"
 	SizeMismatch     = "size_mismatch"

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -87,24 +88,31 @@ func (s *Store) act(ctx context.Context, name string, filter Filter, action Acti
 // candidates are the next events of a filter, and the last one that was looked at.
 func (s *Store) candidates(ctx context.Context, filter Filter, takes string, after, upTo int64) (list []candidate, last int64, err error) {
 	condition, args := filter.whereUnread()
-	var found []struct {
-		Event
-		Takes bool `db:"takes"`
-	}
-	err = s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT e.sequence, e.type, e.service_id, e.environment_id, e.media_id,
-			CASE WHEN e.media_id IS NULL THEN e.data END AS data, `+takes+` AS takes
+	rows, err := s.db.QueryxContext(ctx, s.db.SQL(`
+		SELECT e.sequence, `+s.cut(`e.type`)+` AS type, `+s.cut(`e.service_id`)+` AS service_id,
+			`+s.cut(`e.environment_id`)+` AS environment_id, e.media_id,
+			CASE WHEN e.media_id IS NULL AND ? THEN `+s.within(`e.data`, s.MaxEventSize)+` END AS data, `+takes+` AS takes
 		FROM {outbox} e LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
 		WHERE e.sequence > ? AND e.sequence <= ? AND (`+condition+`) ORDER BY e.sequence LIMIT ?`),
-		append(append([]any{after, upTo}, args...), adminBatch)...)
-	for i := range found {
-		f := &found[i]
+		slices.Concat([]any{filter.MediaID != "", after, upTo}, args, []any{adminBatch})...) //nolint:sqlclosecheck // it doesn't know sqlx's
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var f struct {
+			Event
+			Takes bool `db:"takes"`
+		}
+		if err := rows.StructScan(&f); err != nil {
+			return nil, 0, err
+		}
 		last = f.Sequence
 		if filter.hasMedia(&f.Event) {
 			list = append(list, candidate{f.Sequence, Environment{f.ServiceID, f.EnvironmentID}, f.Takes})
 		}
 	}
-	return list, last, err
+	return list, last, rows.Err()
 }
 
 // change does one batch, with the lanes locked so that their holders and
@@ -144,15 +152,12 @@ func (s *Store) change(ctx context.Context, name string, action Action, takes st
 			return err
 		}
 		// What was a candidate may have run, or begun to, before its lane was locked.
-		var taken []*Event
-		if err := tx.SelectContext(ctx, &taken, s.db.SQL(`
-			SELECT `+eventColumns+`, coalesce(l.lane_id, 0) AS lane_id FROM {outbox} e
+		taken, err := s.events(ctx, tx, `
+			SELECT `+s.eventColumns(s.payload())+`, coalesce(l.lane_id, 0) AS lane_id FROM {outbox} e
 			LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
-			WHERE e.sequence {in_ids} AND `+takes+` ORDER BY e.sequence`), ids); err != nil || len(taken) == 0 {
+			WHERE e.sequence {in_ids} AND `+takes+` ORDER BY e.sequence`, ids)
+		if err != nil || len(taken) == 0 {
 			return err
-		}
-		for _, e := range taken {
-			e.describe()
 		}
 		if err := change(ctx, tx, taken); err != nil {
 			return err

@@ -43,7 +43,7 @@ type Verdict struct {
 	// WaitsFor and WaitsForCopy go with Defer: the sequence of the event, or that of
 	// the copy, for which the event waits; 0 where it only waits for time to pass.
 	WaitsFor, WaitsForCopy int64
-	// Refused goes with Die: the event was never handled.
+	// Refused goes with Die and Retry: the event was not handled, and no attempt counts.
 	Refused bool
 	// Failure is nil where nothing went wrong. Denied tells that the customer's
 	// account refused.

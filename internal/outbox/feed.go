@@ -98,15 +98,7 @@ func (s *Store) OpenTransactions(ctx context.Context) ([]string, error) {
 // doesn't have.
 func (s *Store) Look(ctx context.Context, above int64, gaps []Gap, worker string) (found []Seen, upTo int64, err error) {
 	const fresh = `SELECT * FROM (SELECT * FROM {outbox} WHERE sequence > ? ORDER BY sequence LIMIT ?) AS fresh`
-	var cut, nameless string
-	if s.db.Dialect == database.SQLite {
-		// What substr cuts out of an empty blob is NULL.
-		cut = `CASE WHEN length(CAST(%[1]s AS blob)) > 1024 THEN CAST(substr(CAST(%[1]s AS blob), 1, 1025) AS text) ELSE %[1]s END`
-		nameless = `length(CAST(%s AS blob)) > 1024`
-	} else {
-		cut, nameless = `CASE WHEN octet_length(%[1]s) > 1024 THEN left(%[1]s, 1025) ELSE %[1]s END`, `octet_length(%s) > 1024`
-	}
-	named := `NOT (` + fmt.Sprintf(nameless, `e.service_id`) + ` OR ` + fmt.Sprintf(nameless, `e.environment_id`) + `)`
+	named := `NOT (` + s.isLong(`e.service_id`) + ` OR ` + s.isLong(`e.environment_id`) + `)`
 	query, args := fresh, []any{above, LookMost}
 	if len(gaps) > 0 {
 		encoded, err := rows(gaps)
@@ -117,7 +109,7 @@ func (s *Store) Look(ctx context.Context, above int64, gaps []Gap, worker string
 		args = append(args, encoded)
 	}
 	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT e.sequence, `+fmt.Sprintf(cut, `e.service_id`)+` AS service_id, `+fmt.Sprintf(cut, `e.environment_id`)+` AS environment_id,
+		SELECT e.sequence, `+s.cut(`e.service_id`)+` AS service_id, `+s.cut(`e.environment_id`)+` AS environment_id,
 			(`+Readable+`) AS open, e.type = '`+events.EnvironmentCreatedType+`' AS creates,
 			l.ready_at IS NULL AND (l.leased_by IS NULL OR l.leased_by = ?) AS wanted
 		FROM (`+query+`) AS e LEFT JOIN {lanes} l ON `+named+`
@@ -129,6 +121,25 @@ func (s *Store) Look(ctx context.Context, above int64, gaps []Gap, worker string
 		return found, found[LookMost-1].Sequence, nil
 	}
 	return found, math.MaxInt64, nil
+}
+
+// isLong is a condition that a column has more than LongestName bytes.
+func (s *Store) isLong(column string) string {
+	if s.db.Dialect == database.SQLite {
+		return `length(CAST(` + column + ` AS blob)) > ` + strconv.Itoa(LongestName)
+	}
+	return `octet_length(` + column + `) > ` + strconv.Itoa(LongestName)
+}
+
+// cut is a column's text, and the beginning of it where it is long: a publisher writes
+// what it likes there.
+func (s *Store) cut(column string) string {
+	beginning := `left(` + column + `, ` + strconv.Itoa(LongestName+1) + `)`
+	if s.db.Dialect == database.SQLite {
+		// What substr cuts out of an empty blob is NULL.
+		beginning = `CAST(substr(CAST(` + column + ` AS blob), 1, ` + strconv.Itoa(LongestName+1) + `) AS text)`
+	}
+	return `CASE WHEN ` + s.isLong(column) + ` THEN ` + beginning + ` ELSE ` + column + ` END`
 }
 
 // inGaps is a query for events in a {rows …} table of gaps.
@@ -208,11 +219,11 @@ const EnvironmentEvent = `e.type IN ('` + events.EnvironmentCreatedType + `', '`
 // gates. A worker does so before it reads anything that was seen with the event or
 // after it, so nothing later starts before the snapshot.
 func (s *Store) NoteCreations(ctx context.Context) (gates map[Environment]int64, err error) {
-	var found []*Event
-	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`
-		SELECT `+eventColumns+` FROM {outbox} e
+	found, err := s.events(ctx, s.db, `
+		SELECT `+s.eventColumns(s.payload())+` FROM {outbox} e
 		WHERE `+EnvironmentEvent+` AND e.type = '`+events.EnvironmentCreatedType+`' AND NOT EXISTS (SELECT 1 FROM {copies} c WHERE c.sequence = e.sequence)
-		ORDER BY e.sequence`)); err != nil {
+		ORDER BY e.sequence`)
+	if err != nil {
 		return nil, fmt.Errorf("look for environments that were created: %w", err)
 	}
 	gates = make(map[Environment]int64)

@@ -52,17 +52,14 @@ func (s *Store) UnfinishedBetween(ctx context.Context, q sqlx.QueryerContext, la
 // further condition.
 func (s *Store) unfinished(ctx context.Context, q sqlx.QueryerContext, laneID, after, before int64, most int,
 	condition string, args ...any) ([]*Event, error) {
-	var found []*Event
-	if err := sqlx.SelectContext(ctx, q, &found, s.db.SQL(`
-		SELECT * FROM (SELECT `+eventColumns+`, l.lane_id FROM {lanes} l JOIN {outbox} e ON e.lane_id = l.lane_id
+	found, err := s.events(ctx, q, `
+		SELECT * FROM (SELECT `+s.eventColumns(s.payload())+`, l.lane_id FROM {lanes} l JOIN {outbox} e ON e.lane_id = l.lane_id
 			WHERE l.lane_id = ? AND e.parked AND `+database.Unplanned(`e.sequence > ? AND e.sequence < ?`)+condition+` ORDER BY e.sequence LIMIT ?) AS parked
 		UNION ALL
-		SELECT * FROM (`+s.firstReadable()+`) AS readable`),
-		slices.Concat([]any{laneID, after, before}, args, []any{most, laneID, after, before - 1, most})...); err != nil {
+		SELECT * FROM (`+s.firstReadable()+`) AS readable`,
+		slices.Concat([]any{laneID, after, before}, args, []any{most, laneID, after, before - 1, most})...)
+	if err != nil {
 		return nil, fmt.Errorf("look up unfinished events: %w", err)
-	}
-	for _, e := range found {
-		e.describe()
 	}
 	return found, nil
 }
@@ -71,7 +68,7 @@ func (s *Store) unfinished(ctx context.Context, q sqlx.QueryerContext, laneID, a
 // above one sequence and not above another. Its arguments are the lane, these two,
 // and how many.
 func (s *Store) firstReadable() string {
-	const columns = eventColumns + `, l.lane_id`
+	columns := s.eventColumns(s.payload()) + `, l.lane_id`
 	const lane = `(SELECT * FROM {lanes} WHERE lane_id = ?) AS l`
 	condition, order := s.between(`?`, `?`)
 	condition += ` AND ` + Readable + ` ORDER BY ` + order + ` LIMIT ?`

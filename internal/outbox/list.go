@@ -75,10 +75,13 @@ type listedRow struct {
 
 const shownState = `CASE WHEN ` + heldCondition + ` THEN 'held' ELSE e.state END`
 
-const listedColumns = `e.sequence, CAST(e.event_id AS text) AS event_id, e.type, e.service_id, e.environment_id,
+func (s *Store) listedColumns() string {
+	return `e.sequence, CAST(e.event_id AS text) AS event_id, ` + s.cut(`e.type`) + ` AS type,
+	` + s.cut(`e.service_id`) + ` AS service_id, ` + s.cut(`e.environment_id`) + ` AS environment_id,
 	e.media_id, ` + shownState + ` AS state, e.outcome, CAST(e.attempt_count AS integer) AS attempt_count,
 	e.error_class, e.error_code, e.error, CAST(e.created_at AS bigint) AS created_at,
 	CAST(e.next_attempt_at AS bigint) AS next_attempt_at, CAST(e.finished_at AS bigint) AS finished_at`
+}
 
 const listedTables = ` FROM {outbox} e
 	LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id`
@@ -97,7 +100,7 @@ func (s *Store) List(ctx context.Context, filter Filter, limit int) ([]Listed, e
 // ask the database.
 func (s *Store) Each(ctx context.Context, filter Filter, limit int, visit func(Listed) error) error {
 	condition, args := filter.whereUnread()
-	query := `SELECT ` + listedColumns + `, CASE WHEN e.media_id IS NULL THEN e.data END AS data` + listedTables +
+	query := `SELECT ` + s.listedColumns() + `, CASE WHEN e.media_id IS NULL THEN ` + s.within(`e.data`, s.MaxEventSize) + ` END AS data` + listedTables +
 		` WHERE ` + condition + ` ORDER BY e.sequence`
 	if limit > 0 && filter.MediaID == "" {
 		query += ` LIMIT ?`
@@ -131,7 +134,7 @@ func (s *Store) Each(ctx context.Context, filter Filter, limit int, visit func(L
 func (s *Store) Show(ctx context.Context, eventID string) (Shown, error) {
 	condition, args := Filter{EventIDs: []string{eventID}}.where()
 	var found []listedRow
-	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`SELECT `+listedColumns+`,
+	if err := s.db.SelectContext(ctx, &found, s.db.SQL(`SELECT `+s.listedColumns()+`,
 		e.data, e.metadata, CAST(e.started_at AS bigint) AS started_at, CAST(e.duration_us AS bigint) AS duration_us, e.worker`+listedTables+` WHERE `+condition), args...); err != nil {
 		return Shown{}, fmt.Errorf("show event %s: %w", eventID, err)
 	}

@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -71,17 +72,19 @@ const (
 
 // Event is an event as its worker reads it.
 type Event struct {
-	Sequence      int64   `db:"sequence"`
-	EventID       string  `db:"event_id"`
-	Type          string  `db:"type"`
-	ServiceID     string  `db:"service_id"`
-	EnvironmentID string  `db:"environment_id"`
-	Data          []byte  `db:"data"`
-	Metadata      []byte  `db:"metadata"`
-	CreatedAt     int64   `db:"created_at"`
-	LaneID        int64   `db:"lane_id"`
-	MediaID       *string `db:"media_id"`
-	Version       *int64  `db:"version"`
+	Sequence      int64  `db:"sequence"`
+	EventID       string `db:"event_id"`
+	Type          string `db:"type"`
+	ServiceID     string `db:"service_id"`
+	EnvironmentID string `db:"environment_id"`
+	// Data is the payload as it was published; nil where it has more bytes than an
+	// event may have, and once the event was read.
+	Data      []byte  `db:"data"`
+	Metadata  []byte  `db:"metadata"`
+	CreatedAt int64   `db:"created_at"`
+	LaneID    int64   `db:"lane_id"`
+	MediaID   *string `db:"media_id"`
+	Version   *int64  `db:"version"`
 	// Resources order the event within its lane: a JSON array of "m:MEDIA",
 	// "n:FILE NAME", or "*". The column is empty until the row is first written.
 	Resources     string `db:"resources"`
@@ -97,6 +100,8 @@ type Event struct {
 	// Copying tells that a copy from or into the event's environment isn't
 	// ended: one that the event must see was there when it was read.
 	Copying bool `db:"copying"`
+	// Unread tells that the payload was left in the database: the reading had enough.
+	Unread bool `db:"unread"`
 	// Emptying tells of a deletion that this attempt of it began to delete.
 	Emptying bool `db:"-"`
 
@@ -105,19 +110,78 @@ type Event struct {
 }
 
 // eventColumns are of an event e. A column of SQLite's holds values of any type: one
-// row's must not keep all others from being read.
-const eventColumns = `e.sequence, CAST(e.event_id AS text) AS event_id, e.type, e.service_id, e.environment_id, e.data,
-	e.metadata, CAST(e.created_at AS bigint) AS created_at, e.media_id, CAST(e.version AS bigint) AS version,
+// row's must not keep all others from being read. Of a payload, or metadata, that is
+// larger than what is used nothing leaves the database but that it is.
+func (s *Store) eventColumns(payload string) string {
+	return `e.sequence, CAST(e.event_id AS text) AS event_id,
+	` + s.cut(`e.type`) + ` AS type, e.service_id, e.environment_id,
+	` + payload + `, ` + s.within(`e.metadata`, largestMetadata) + ` AS metadata,
+	CAST(e.created_at AS bigint) AS created_at, e.media_id, CAST(e.version AS bigint) AS version,
 	coalesce(e.resources, '') AS resources, e.holding IS TRUE AS holding, CAST(e.attempt_count AS integer) AS attempt_count,
 	CAST(e.recorded_count AS integer) AS recorded_count, CAST(e.failure_count AS integer) AS failure_count,
 	CAST(e.denied_at AS bigint) AS denied_at, CAST(e.denied_count AS integer) AS denied_count,
 	CAST(e.lapse_count AS integer) AS lapse_count, CAST(e.wait_count AS integer) AS wait_count`
+}
+
+const (
+	// MaxEventSize is the default of [Store.MaxEventSize], in bytes.
+	MaxEventSize = 256 << 10
+	// largestMetadata is how many bytes of metadata are used: a trace's context has
+	// less (https://www.w3.org/TR/trace-context/#tracestate-limits).
+	largestMetadata = 4 << 10
+)
+
+// payload is the column of a payload that is not larger than one may be.
+func (s *Store) payload() string { return s.within(`e.data`, s.MaxEventSize) + ` AS data` }
+
+// within is a column of JSON, and NULL where its text has more bytes than that.
+func (s *Store) within(column string, most int) string {
+	return `CASE WHEN ` + s.sizeOf(column, most) + ` <= ` + strconv.Itoa(most) + ` THEN ` + column + ` END`
+}
+
+// sizeOf is how many bytes the text of a column of JSON has, and something above most
+// where it has more. PostgreSQL keeps long texts compressed, and need not read them to
+// see that they are too long even so.
+func (s *Store) sizeOf(column string, most int) string {
+	if s.db.Dialect == database.SQLite {
+		return `octet_length(` + column + `)`
+	}
+	return `(CASE WHEN pg_column_size(` + column + `) > ` + strconv.Itoa(most) + ` THEN ` + strconv.Itoa(most) + ` + 1
+		ELSE octet_length(CAST(` + column + ` AS text)) END)`
+}
+
+// events runs a query for events, whose text has the columns of eventColumns, and
+// reads what each says. It keeps no payload: the rows that a publisher makes are as
+// long as it likes.
+func (s *Store) events(ctx context.Context, q sqlx.QueryerContext, query string, args ...any) (found []*Event, err error) {
+	rows, err := q.QueryxContext(ctx, s.db.SQL(query), args...) //nolint:sqlclosecheck // it doesn't know sqlx's
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		e := new(Event)
+		if err := rows.StructScan(e); err != nil {
+			return nil, err
+		}
+		if !e.Unread {
+			e.describe()
+		}
+		e.Data = nil
+		found = append(found, e)
+	}
+	return found, rows.Err()
+}
 
 // describe reads off the payload what a lane must know of the event: its media,
 // its version, and what orders it. Of an event that can't be understood, that
 // is its media at most.
 func (e *Event) describe() {
-	e.parsed, e.invalid = events.Parse(e.Type, e.ServiceID, e.EnvironmentID, e.Data)
+	if e.Data == nil {
+		e.invalid = &events.InvalidError{Type: e.Type, Field: "data", Reason: "is larger than an event may be (OWNBUCKET_MAX_EVENT_SIZE)"}
+	} else {
+		e.parsed, e.invalid = events.Parse(e.Type, e.ServiceID, e.EnvironmentID, e.Data)
+	}
 	if e.invalid != nil {
 		e.Resources = "[]"
 		var invalid *events.InvalidError
@@ -152,6 +216,19 @@ func (e *Event) Parse() (events.Event, error) {
 		e.describe()
 	}
 	return e.parsed, e.invalid
+}
+
+// Payload is what the event says, as JSON; nil where that can't be understood.
+func (e *Event) Payload() ([]byte, error) {
+	parsed, err := e.Parse()
+	if err != nil {
+		return nil, nil //nolint:nilerr // its handler says so
+	}
+	payload, err := json.Marshal(parsed)
+	if err != nil {
+		return nil, fmt.Errorf("write the payload of event %s: %w", e.EventID, err)
+	}
+	return payload, nil
 }
 
 // Media is the ID of the event's media, empty for an environment's event.
@@ -204,12 +281,21 @@ type Recorder interface {
 
 // Store is the outbox of one database.
 type Store struct {
+	// MaxEventSize is how many bytes the payload of an event may have (256 KiB). Larger
+	// ones are invalid, and are never read.
+	MaxEventSize int
+	// MaxReading is how many bytes of payloads one reading takes, but for its last
+	// event (8 MiB).
+	MaxReading int
+
 	db       *database.DB
 	recorder Recorder
 }
 
 // New returns the outbox of that database.
-func New(db *database.DB, recorder Recorder) *Store { return &Store{db: db, recorder: recorder} }
+func New(db *database.DB, recorder Recorder) *Store {
+	return &Store{MaxEventSize: MaxEventSize, MaxReading: 8 << 20, db: db, recorder: recorder}
+}
 
 // rows encodes the argument of a {rows …} table or an {ids} list.
 func rows(values any) (string, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ownbucket/ownbucket/internal/database"
@@ -32,37 +33,50 @@ const copying = `(EXISTS (SELECT 1 FROM {copies} WHERE source_lane = l.lane_id A
 
 // Read reads the next events of held lanes, each in sequence: those above the
 // reading position, and those that were requeued at or below it. Events above a
-// gate aren't given out.
+// gate aren't given out. Where payloads are large, the last ones of the lanes that
+// have the most of them stay unread.
 func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) {
-	var found []*Event
 	if s.db.Dialect == database.PostgreSQL {
 		encoded, err := rows(readings)
 		if err != nil {
 			return nil, err
 		}
 		// One plan, executed for each lane.
-		query := `SELECT e.* FROM {rows r(lane_id bigint, after_sequence bigint, up_to bigint, most integer, known integer)}
+		found, err := s.events(ctx, s.db, s.bounded(`SELECT e.* FROM {rows r(lane_id bigint, after_sequence bigint, up_to bigint, most integer, known integer)}
 			JOIN {lanes} l ON l.lane_id = r.lane_id
-			CROSS JOIN LATERAL (` + s.windowOf(`r.after_sequence`, `r.up_to`, `r.most`, `r.most + r.known`) + `) AS e`
-		if err := s.db.SelectContext(ctx, &found, s.db.SQL(query), encoded); err != nil {
+			CROSS JOIN LATERAL (`+s.windowOf(`r.after_sequence`, `r.up_to`, `r.most`, `r.most + r.known`)+`) AS e`), encoded)
+		if err != nil {
 			return nil, fmt.Errorf("read lanes: %w", err)
 		}
-	} else {
-		for chunk := range slices.Chunk(readings, readChunk) {
-			part, err := s.readChunk(ctx, chunk)
-			if err != nil {
-				return nil, fmt.Errorf("read lanes: %w", err)
-			}
-			found = append(found, part...)
-		}
+		return found, nil
 	}
-	for _, e := range found {
-		e.describe()
+	var found []*Event
+	for chunk := range slices.Chunk(readings, readChunk) {
+		part, err := s.readChunk(ctx, chunk)
+		if err != nil {
+			return nil, fmt.Errorf("read lanes: %w", err)
+		}
+		found = append(found, part...)
 	}
 	return found, nil
 }
 
-func (s *Store) readChunk(ctx context.Context, chunk []Reading) (found []*Event, err error) {
+// bounded is a query for windows of lanes, without the payloads beyond what one
+// reading takes. It takes from all lanes alike, and of each its first events.
+func (s *Store) bounded(windows string) string {
+	limit, most := strconv.Itoa(s.MaxEventSize), strconv.Itoa(s.MaxReading)
+	return `
+		SELECT sequence, event_id, type, service_id, environment_id, metadata, created_at, media_id, version, resources, holding,
+			attempt_count, recorded_count, failure_count, denied_at, denied_count, lapse_count, wait_count, lane_id, copying,
+			CASE WHEN size <= ` + limit + ` AND reading_size - size < ` + most + ` THEN payload END AS data,
+			size <= ` + limit + ` AND reading_size - size >= ` + most + ` AS unread
+		FROM (SELECT *, sum(CASE WHEN size <= ` + limit + ` THEN size ELSE 0 END) OVER (ORDER BY lane_size, lane_id, sequence) AS reading_size
+			FROM (SELECT *, sum(CASE WHEN size <= ` + limit + ` THEN size ELSE 0 END) OVER (PARTITION BY lane_id ORDER BY sequence) AS lane_size
+				FROM (` + windows + `) AS windows) AS lanes) AS reading
+		ORDER BY lane_id, sequence`
+}
+
+func (s *Store) readChunk(ctx context.Context, chunk []Reading) ([]*Event, error) {
 	texts := make([]string, len(chunk))
 	var args []any
 	for i, r := range chunk {
@@ -73,8 +87,7 @@ func (s *Store) readChunk(ctx context.Context, chunk []Reading) (found []*Event,
 		texts[i] = strings.ReplaceAll(window, `{outbox} e`, fmt.Sprintf(`{outbox} e JOIN {lanes} l ON l.lane_id = %d`, r.LaneID))
 		args = append(args, r.After, r.UpTo, r.Limit, r.After, r.Limit+r.Known)
 	}
-	err = s.db.SelectContext(ctx, &found, s.db.SQL(strings.Join(texts, ` UNION ALL `)), args...)
-	return found, err
+	return s.events(ctx, s.db, s.bounded(strings.Join(texts, ` UNION ALL `)), args...)
 }
 
 const (
@@ -84,9 +97,9 @@ const (
 	belowGate = ` AND e.sequence < ` + gate
 )
 
-// windowOf is the query for the next events of a lane l.
+// windowOf is the query for the next events of a lane l, with payloads of any size.
 func (s *Store) windowOf(after, upTo, mostFresh, mostRequeued string) string {
-	const columns = eventColumns + `, l.lane_id, ` + copying
+	columns := s.eventColumns(`e.data AS payload, `+s.sizeOf(`e.data`, s.MaxEventSize)+` AS size`) + `, l.lane_id, ` + copying
 	fresh, order := s.between(after, `{least}(`+upTo+`, `+gate+` - 1)`)
 	return `
 		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e

@@ -342,7 +342,7 @@ func newUpdate(st *Settlement) update {
 	}
 	attempted := 1
 	if st.Refused {
-		attempted, u.RecordedTo = 0, e.RecordedCount
+		attempted, u.RecordedTo, u.Waits = 0, e.RecordedCount, e.WaitCount+1
 	}
 	switch st.Kind {
 	case Complete:
@@ -350,7 +350,7 @@ func newUpdate(st *Settlement) update {
 	case Die:
 		u.State, u.Attempts, u.Failures, u.Finished = Dead, e.AttemptCount+attempted, e.FailureCount+attempted, true
 	case Retry:
-		u.State, u.Attempts, u.Failures = Retryable, e.AttemptCount+1, e.FailureCount+1
+		u.State, u.Attempts, u.Failures = Retryable, e.AttemptCount+attempted, e.FailureCount+attempted
 	case Defer:
 		u.RecordedTo, u.Waits = e.RecordedCount, e.WaitCount+1
 		if st.WaitsFor != 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/ownbucket/ownbucket/events"
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 )
@@ -49,10 +50,17 @@ func (s *Subscriber) handle(l *lane, d *outbox.Delivery) error {
 	}
 	topic, known := s.topics[d.Event.Type]
 	if !known {
-		d.Settle(refused(d.Event))
+		verdict := refused(d.Event)
+		s.config.Logger.Warn("an event has no handler", "event_id", d.Event.EventID, "service_id", d.Event.ServiceID,
+			"environment_id", d.Event.EnvironmentID, "waits", verdict.Delay, "error", verdict.Failure)
+		d.Settle(verdict)
 		return nil
 	}
-	msg := message.NewMessageWithContext(outbox.WithDelivery(l.ctx, d), d.Event.EventID, d.Event.Data)
+	payload, err := d.Event.Payload()
+	if err != nil {
+		return err
+	}
+	msg := message.NewMessageWithContext(outbox.WithDelivery(l.ctx, d), d.Event.EventID, payload)
 	metadata, err := readMetadata(d.Event.Metadata)
 	if err != nil {
 		s.config.Logger.Warn("metadata of an event can't be read", "event_id", d.Event.EventID, "error", err)
@@ -72,9 +80,26 @@ func (s *Subscriber) handle(l *lane, d *outbox.Delivery) error {
 	return nil
 }
 
-// refused is the end of an event of a type that has no handler.
+// An event of an unknown type is looked at again after unknownTypeWait, and after twice
+// as long each time, up to longestUnknownTypeWait.
+const (
+	unknownTypeWait        = time.Minute
+	longestUnknownTypeWait = time.Hour
+)
+
+// refused is what becomes of an event of a type that has no handler: it waits for a
+// worker that knows the type, unless no type can have that name.
 func refused(e *outbox.Event) outbox.Verdict {
 	_, err := e.Parse()
+	var unknown *events.UnknownTypeError
+	if errors.As(err, &unknown) {
+		delay := unknownTypeWait
+		for n := 0; n < e.WaitCount && delay < longestUnknownTypeWait; n++ {
+			delay *= 2
+		}
+		return outbox.Verdict{Kind: outbox.Retry, Refused: true, Delay: min(delay, longestUnknownTypeWait),
+			Failure: failure.New(failure.Transient, failure.UnknownType, "%w", err)}
+	}
 	return outbox.Verdict{Kind: outbox.Die, Refused: true, Failure: failure.New(failure.Permanent, failure.InvalidEvent, "%w", err)}
 }
 

@@ -232,7 +232,7 @@ func (s *Subscriber) pending() int {
 func (s *Subscriber) take(found []*outbox.Event, look map[int64]*lane, readings map[int64]outbox.Reading) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	fresh, requeued := make(map[int64]int), make(map[int64]int)
+	fresh, requeued, cut := make(map[int64]int), make(map[int64]int), make(map[int64]bool)
 	for _, e := range found {
 		if e.Sequence > readings[e.LaneID].After {
 			fresh[e.LaneID]++
@@ -246,6 +246,9 @@ func (s *Subscriber) take(found []*outbox.Event, look map[int64]*lane, readings 
 		if isFresh && requeued[e.LaneID] >= r.Limit+r.Known {
 			continue // requeued ones that were not read come before it
 		}
+		if cut[e.LaneID] = cut[e.LaneID] || e.Unread; cut[e.LaneID] {
+			continue // it was left for the next reading, with all that come after it
+		}
 		if isFresh {
 			l.cursor = max(l.cursor, e.Sequence)
 		}
@@ -258,8 +261,11 @@ func (s *Subscriber) take(found []*outbox.Event, look map[int64]*lane, readings 
 	}
 	for laneID, r := range readings {
 		l := look[laneID]
-		if fresh[laneID] >= r.Limit || requeued[laneID] >= r.Limit+r.Known {
+		if cut[laneID] || fresh[laneID] >= r.Limit || requeued[laneID] >= r.Limit+r.Known {
 			l.refill = true
+		}
+		if cut[laneID] {
+			s.fetchSoon()
 		}
 		s.enqueue(l)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/ownbucket/ownbucket/internal/failure"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 	"github.com/ownbucket/ownbucket/internal/outboxtest"
+	"github.com/ownbucket/ownbucket/internal/subscriber"
 )
 
 // refusing is a handler that completes what can be understood.
@@ -36,7 +38,7 @@ func TestWhatCanNotBeUnderstoodIsDeadWithItsReason(t *testing.T) {
 			name, eventType, data, says string
 			media                       *string
 		}{
-			{"unknown type", "MediaMoved", `{}`, "MediaMoved", nil},
+			{"no type's name", "media-moved", `{}`, "media-moved", nil},
 			{"not an object", "MediaDeleted", `[1]`, "object", nil},
 			{"NUL", "MediaDeleted", `{"media_id":"a\u0000b","file_name":"f","version":"2026-01-01T00:00:00Z"}`, "media_id", nil},
 			{"lone surrogate", "MediaDeleted", `{"media_id":"m","file_name":"\ud800","version":"2026-01-01T00:00:00Z"}`, "surrogate", nil},
@@ -62,18 +64,62 @@ func TestWhatCanNotBeUnderstoodIsDeadWithItsReason(t *testing.T) {
 	})
 }
 
-// No topic is of that type, so no handler is asked.
-func TestAnUnknownTypeDiesWithoutAHandler(t *testing.T) {
+// No topic is of that type, so no handler is asked. More events than there are slots
+// wait for a worker that knows the type, and keep neither a slot nor their lane.
+func TestEventsOfAnUnknownTypeWaitWithoutASlot(t *testing.T) {
 	each(t, func(w *world) {
+		const slots, waiting = 2, 10
 		h := newHands()
-		start(w.T, w.Store, configured("w"), h.handle)
-		unknown := w.InsertRaw(w.DB, "s", "", "MediaMoved", `{"media_id":"m"}`)
-		w.Await("it dies", func() bool { return w.State(unknown) == "dead invalid_event" })
+		worker := start(w.T, w.Store, configured("w", func(c *subscriber.Config) { c.Concurrency, c.LaneConcurrency = slots, slots }), h.handle)
+		for range waiting {
+			w.InsertRaw(w.DB, "s", "", "MediaMoved", `{"media_id":"m"}`)
+		}
+		w.Await("they wait", func() bool {
+			return outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE state = 'retryable' AND error_code = 'unknown_type'
+				AND error LIKE '%MediaMoved%' AND next_attempt_at > {now} AND parked`) == waiting
+		})
 		if n := h.startedCount(); n > 0 {
 			w.T.Errorf("a handler was asked %d times", n)
 		}
-		if n := outboxtest.One[int](w.World, `SELECT attempt_count FROM {outbox}`) + outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`); n > 0 {
+		if n := outboxtest.One[int](w.World, `SELECT sum(attempt_count + failure_count) FROM {outbox}`) + outboxtest.One[int](w.World, `SELECT count(*) FROM {attempts}`); n > 0 {
 			w.T.Errorf("%d attempts are counted or kept", n)
+		}
+		if idle, err := w.Store.Idle(w.T.Context()); err != nil || !idle {
+			w.T.Errorf("the outbox is idle: %v, %v", idle, err)
+		}
+		later := w.Publish("s", outboxtest.Touch("m"), outboxtest.Touch("n"))
+		w.Await("later ones of the lane run", func() bool { return len(h.running()) == len(later) })
+		for _, sequence := range later {
+			h.end(sequence, outboxtest.Done)
+		}
+		w.Await("and end", func() bool { return w.finished() == len(later) })
+		if err := worker.stop(); err != nil {
+			w.T.Error(err)
+		}
+	})
+}
+
+// Each time that no worker knew its type it is left alone for longer, and what comes
+// of it in the end is its first attempt.
+func TestAnEventOfATypeThatBecomesKnownIsHandled(t *testing.T) {
+	each(t, func(w *world) {
+		sequence := w.InsertRaw(w.DB, "s", "", "MediaMoved", `{"media_id":"m"}`)
+		h := newHands()
+		start(w.T, w.Store, configured("w"), h.handle)
+		for _, wait := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute} {
+			w.Await("it waits", func() bool {
+				return outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE next_attempt_at > {now} + ?`,
+					(wait/2).Microseconds()) == 1
+			})
+			w.Exec(`UPDATE {outbox} SET next_attempt_at = 1`)
+		}
+		w.Exec(`UPDATE {outbox} SET type = 'MediaDeleted', data = ?`, `{"media_id":"m","file_name":"f","version":"2026-01-01T00:00:00Z"}`)
+		w.Exec(`UPDATE {outbox} SET next_attempt_at = 1 WHERE next_attempt_at IS NOT NULL`)
+		w.Await("it runs", func() bool { return len(h.running()) == 1 })
+		h.end(sequence, outboxtest.Done)
+		w.Await("it ends", func() bool { return w.State(sequence) == "completed done" })
+		if n := outboxtest.One[int](w.World, `SELECT attempt_count FROM {outbox}`); n != 1 {
+			w.T.Errorf("%d attempts are counted, want 1", n)
 		}
 	})
 }

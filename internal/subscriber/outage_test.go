@@ -25,6 +25,8 @@ import (
 type scenario struct {
 	Events  []scripted
 	Workers int
+	// Reading is how many bytes of payloads a worker reads at once.
+	Reading int
 	// Kills says after how many attempts each worker but the last is killed;
 	// 0 is never.
 	Kills []int
@@ -90,6 +92,7 @@ var scenarios = rapid.Custom(func(t *rapid.T) scenario {
 		}
 		s.Events = append(s.Events, e)
 	}
+	s.Reading = rapid.SampledFrom([]int{1, 300, 8 << 20}).Draw(t, "bytes of a reading")
 	s.Workers = rapid.IntRange(2, 3).Draw(t, "workers")
 	for range s.Workers - 1 {
 		s.Kills = append(s.Kills, rapid.SampledFrom([]int{0, 1, 5, 15}).Draw(t, "killed after"))
@@ -242,6 +245,7 @@ func play(t *testing.T, s scenario) {
 	var survivor *worker
 	for i := range s.Workers {
 		net, behind := w.through(databaseURL)
+		behind.Store.MaxReading = s.Reading
 		dead, die := context.WithCancel(context.Background())
 		t.Cleanup(die)
 		attempted := func(n int) {

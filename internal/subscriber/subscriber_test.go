@@ -45,43 +45,51 @@ func TestNeverMoreInFlightThanTheLimits(t *testing.T) {
 	})
 }
 
-// An operator replays more events than are read at once. They come before what was
-// published since.
+// An operator replays more events than are read at once, be it that they are many or
+// that they are large. They come before what was published since.
 func TestReplayedEventsRunBeforeWhatWasPublishedSince(t *testing.T) {
-	each(t, func(w *world) {
-		var list []events.Event
-		for n := range 100 {
-			list = append(list, outboxtest.Touch(fmt.Sprint("m", n)))
-		}
-		dead := w.Publish("s", list...)
-		var mu sync.Mutex
-		var mended bool
-		var started []int64
-		start(w.T, w.Store, configured("w"), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
-			mu.Lock()
-			defer mu.Unlock()
-			if !mended {
-				return &outbox.Verdict{Kind: outbox.Die, Failure: outboxtest.Ruined}
-			}
-			started = append(started, d.Event.Sequence)
-			return &outboxtest.Done
+	each(t, func(w *world) { replayMany(w) })
+	t.Run("large", func(t *testing.T) {
+		each(t, func(w *world) {
+			w.Store.MaxReading = 1 // each is larger than a reading
+			replayMany(w)
 		})
-		w.Await("all to be dead", func() bool { return w.finished() == len(dead) })
-		mu.Lock()
-		mended = true
-		mu.Unlock()
-		if _, err := w.Store.Retry(w.T.Context(), outbox.Filter{ServiceID: "s"}, outbox.Action{Actor: "operator", Reason: "mended"}); err != nil {
-			w.T.Fatal(err)
-		}
-		last := dead[len(dead)-1]
-		later := w.Publish("s", outboxtest.Touch("m99"))[0]
-		w.Await("all to be done", func() bool { return w.finished() == len(dead)+1 })
+	})
+}
+
+func replayMany(w *world) {
+	var list []events.Event
+	for n := range 100 {
+		list = append(list, outboxtest.Touch(fmt.Sprint("m", n)))
+	}
+	dead := w.Publish("s", list...)
+	var mu sync.Mutex
+	var mended bool
+	var started []int64
+	start(w.T, w.Store, configured("w"), func(_ context.Context, d *outbox.Delivery) *outbox.Verdict {
 		mu.Lock()
 		defer mu.Unlock()
-		if slices.Index(started, later) < slices.Index(started, last) {
-			w.T.Errorf("%d started before %d, of the same media", later, last)
+		if !mended {
+			return &outbox.Verdict{Kind: outbox.Die, Failure: outboxtest.Ruined}
 		}
+		started = append(started, d.Event.Sequence)
+		return &outboxtest.Done
 	})
+	w.Await("all to be dead", func() bool { return w.finished() == len(dead) })
+	mu.Lock()
+	mended = true
+	mu.Unlock()
+	if _, err := w.Store.Retry(w.T.Context(), outbox.Filter{ServiceID: "s"}, outbox.Action{Actor: "operator", Reason: "mended"}); err != nil {
+		w.T.Fatal(err)
+	}
+	last := dead[len(dead)-1]
+	later := w.Publish("s", outboxtest.Touch("m99"))[0]
+	w.Await("all to be done", func() bool { return w.finished() == len(dead)+1 })
+	mu.Lock()
+	defer mu.Unlock()
+	if slices.Index(started, later) < slices.Index(started, last) {
+		w.T.Errorf("%d started before %d, of the same media", later, last)
+	}
 }
 
 func TestALaneUsesAllThatItMay(t *testing.T) {
