@@ -48,7 +48,18 @@ func (a *app) logger() (*slog.Logger, error) {
 
 // connect opens the database whatever tables it has.
 func (a *app) connect(ctx context.Context, options ...database.Option) (*database.DB, error) {
-	return database.Open(ctx, a.DatabaseURL, a.Schema, options...)
+	logger, err := a.logger()
+	if err != nil {
+		return nil, err
+	}
+	db, err := database.Open(ctx, a.DatabaseURL, a.Schema, options...)
+	if err != nil {
+		return nil, err
+	}
+	db.Waiting = func(purpose string) {
+		logger.Warn("another process holds a lock of the database: waiting until it lets go or ends", "lock", purpose)
+	}
+	return db, nil
 }
 
 // withDatabase runs fn on a database with this program's tables. SQLite's are

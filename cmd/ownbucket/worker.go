@@ -129,6 +129,7 @@ func (c workerCommand) Run(ctx context.Context, a *app) error {
 			return w.RunUntilIdle(ctx, c.Timeout)
 		}
 		return w.Run(ctx)
-		// A worker that stands still must not keep others from what it held.
-	}, database.IdleInTransaction(c.LeaseDuration/4))
+		// A worker that stands still must not keep others from what it held, and one that
+		// is kept waiting says so.
+	}, database.IdleInTransaction(c.LeaseDuration/4), database.LockTimeout(c.LeaseDuration))
 }

@@ -43,6 +43,10 @@ type DB struct {
 	// empty on PostgreSQL.
 	Path string
 
+	// Waiting, if set, is told once of a lock that [DB.Lock] waits for longer than
+	// lockPatience.
+	Waiting func(purpose string)
+
 	rewritten      sync.Map // query as written -> query as sent
 	rewrittenCount atomic.Int64
 }
@@ -50,7 +54,7 @@ type DB struct {
 // Option changes how a database is opened.
 type Option func(*opening)
 
-type opening struct{ idleInTransaction time.Duration }
+type opening struct{ idleInTransaction, lockTimeout time.Duration }
 
 // IdleInTransaction makes PostgreSQL end a transaction, with its connection,
 // that nothing was heard of for so long: a process that stands still, or whose
@@ -59,6 +63,13 @@ type opening struct{ idleInTransaction time.Duration }
 // idle_transaction_timeout).
 func IdleInTransaction(limit time.Duration) Option {
 	return func(o *opening) { o.idleInTransaction = limit }
+}
+
+// LockTimeout makes a statement fail that waits for a lock of PostgreSQL's for so long:
+// it would wait without a word for as long as somebody's transaction is open. It has no
+// effect on SQLite, nor behind a pooler.
+func LockTimeout(limit time.Duration) Option {
+	return func(o *opening) { o.lockTimeout = limit }
 }
 
 // Open connects to "sqlite:PATH", "postgres://…" or "postgresql://…". The

@@ -18,6 +18,9 @@ var errLocked = errors.New("locked by another process")
 // lockPoll is how often a waiter looks whether a lock has become free.
 const lockPoll = 50 * time.Millisecond
 
+// lockPatience is after how long a wait for a lock is told of.
+var lockPatience = 30 * time.Second
+
 // LockWorker makes the caller the one worker process of the SQLite database
 // at path (DB.Path). The lock ends with release or with the process, however
 // that ends: who gets it may void the leases of the last holder.
@@ -43,6 +46,8 @@ func (db *DB) Lock(ctx context.Context, purpose string) (release func() error, e
 	}
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
+	impatient := time.NewTimer(lockPatience)
+	defer impatient.Stop()
 	for {
 		release, err := try(ctx, purpose)
 		if !errors.Is(err, errLocked) {
@@ -51,6 +56,10 @@ func (db *DB) Lock(ctx context.Context, purpose string) (release func() error, e
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for the %s lock: %w", purpose, context.Cause(ctx))
+		case <-impatient.C:
+			if db.Waiting != nil {
+				db.Waiting(purpose)
+			}
 		case <-tick.C:
 		}
 	}

@@ -120,9 +120,12 @@ func adapt(ctx context.Context, config *pgx.ConnConfig, o opening) error {
 	for name, value := range planning {
 		setDefault(config.RuntimeParams, name, value)
 	}
-	if o.idleInTransaction > 0 {
-		setDefault(config.RuntimeParams, "idle_in_transaction_session_timeout",
-			strconv.FormatInt(max(o.idleInTransaction.Milliseconds(), 1), 10))
+	for name, limit := range map[string]time.Duration{
+		"idle_in_transaction_session_timeout": o.idleInTransaction, "lock_timeout": o.lockTimeout,
+	} {
+		if limit > 0 {
+			setDefault(config.RuntimeParams, name, strconv.FormatInt(max(limit.Milliseconds(), 1), 10))
+		}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package database_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -207,4 +208,54 @@ func TestLockIsHeldByOneAtATimeAndWaitingEndsWithTheContext(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestAWaitForALockIsToldOf(t *testing.T) {
+	defer database.SetLockPatience(time.Millisecond)()
+	dbtest.EachURL(t, func(t *testing.T, url string) {
+		one, two := dbtest.Open(t, url), dbtest.Open(t, url)
+		release, err := one.Lock(t.Context(), "purpose")
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := make(chan string, 2)
+		two.Waiting = func(purpose string) {
+			told <- purpose
+			if err := release(); err != nil {
+				t.Error(err)
+			}
+		}
+		second, err := two.Lock(t.Context(), "purpose")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := second(); err != nil {
+			t.Error(err)
+		}
+		if purpose := <-told; purpose != "purpose" || len(told) > 0 {
+			t.Errorf("told of %q, and of %d more", purpose, len(told))
+		}
+	})
+}
+
+func TestAStatementIsNotKeptWaitingBeyondTheLockTimeout(t *testing.T) {
+	t.Parallel()
+	url := dbtest.PostgreSQLURL(t)
+	holder := dbtest.Open(t, url)
+	db, err := database.Open(t.Context(), url, database.DefaultSchema, database.LockTimeout(time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := holder.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), holder.SQL(`LOCK TABLE {lanes} IN EXCLUSIVE MODE`)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), db.SQL(`UPDATE {lanes} SET held = false`)); !database.IsTransient(err) || !strings.Contains(err.Error(), "lock timeout") {
+		t.Errorf("it failed with %v, want a lock timeout that may be over later", err)
+	}
 }

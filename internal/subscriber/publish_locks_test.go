@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/ownbucket/ownbucket/events"
+	"github.com/ownbucket/ownbucket/internal/database"
 	"github.com/ownbucket/ownbucket/internal/dbtest"
 	"github.com/ownbucket/ownbucket/internal/outbox"
 	"github.com/ownbucket/ownbucket/internal/outboxtest"
@@ -238,4 +241,57 @@ func (p *publishing) neverWaits(do func() error) {
 			}
 		}
 	}
+}
+
+// Somebody holds a lane's row for longer than a lease. The worker says so, and goes on
+// when it is let go.
+func TestALockThatIsBusyForLongerThanALeaseIsLogged(t *testing.T) {
+	t.Parallel()
+	const lease = time.Second
+	url := dbtest.PostgreSQLURL(t)
+	w := newWorld(t, dbtest.Open(t, url))
+	db, err := database.Open(t.Context(), url, database.DefaultSchema, database.LockTimeout(lease))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	sequence := w.Publish("s", outboxtest.Touch("a"))[0]
+	w.Want()
+	said := make(chan struct{}, 1)
+	h := newHands()
+	worker := start(t, outbox.New(db, &outboxtest.Recorder{DB: db}), configured("w", func(c *subscriber.Config) {
+		c.Lease = lease
+		c.Logger = slog.New(slog.NewTextHandler(saying{"lock timeout", said}, nil))
+	}), h.handle)
+	w.Await("it runs", func() bool { return len(h.running()) == 1 })
+	holder := w.Begin()
+	if _, err := holder.ExecContext(t.Context(), w.DB.SQL(`SELECT lane_id FROM {lanes} FOR UPDATE`)); err != nil {
+		t.Fatal(err)
+	}
+	h.end(sequence, outboxtest.Done)
+	<-said
+	w.Commit(holder)
+	w.Await("it runs, or ran to its end", func() bool {
+		h.end(sequence, outboxtest.Done)
+		return w.State(sequence) == "completed done"
+	})
+	if err := worker.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// saying tells when a log says something.
+type saying struct {
+	what string
+	said chan<- struct{}
+}
+
+func (s saying) Write(line []byte) (int, error) {
+	if strings.Contains(string(line), s.what) {
+		select {
+		case s.said <- struct{}{}:
+		default:
+		}
+	}
+	return len(line), nil
 }
