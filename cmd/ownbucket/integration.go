@@ -35,13 +35,14 @@ type integrationSet struct {
 	DistributionID       *string `placeholder:"ID" help:"The CloudFront distribution, kept for a later release: nothing is purged yet."`
 	CDNPrefix            *string `name:"cdn-prefix" placeholder:"PATH" help:"What the viewers' paths have before the key, kept for a later release."`
 	SkipTest             bool    `help:"Apply the settings without a connection test; needs --reason."`
+	ConfirmSharedRole    bool    `help:"The role may be another service's as well; needs --reason."`
 	Reason               string  `placeholder:"TEXT" help:"Why, for the audit."`
 }
 
 func (integrationSet) Help() string {
 	return `Fields that aren't named stay as they are. What is checked: the form of every field, that nothing is stored under
 the settings if bucket, region or prefix change, that the place is no other environment's, and that no other service has
-the external ID. AWS is not asked: the connection test comes with a later release, and until then every change is applied
+the external ID. A role that another service has needs --confirm-shared-role. AWS is not asked: the connection test comes with a later release, and until then every change is applied
 untested; with --skip-test the reason is kept with the settings. A change of settings that are blocked is tried out at
 once by the worker.
 
@@ -54,8 +55,13 @@ Examples:
 
 // Validate is called by the parser.
 func (c integrationSet) Validate() error {
-	if c.SkipTest && strings.TrimSpace(c.Reason) == "" {
-		return errors.New("--skip-test needs a --reason")
+	if strings.TrimSpace(c.Reason) == "" {
+		switch {
+		case c.SkipTest:
+			return errors.New("--skip-test needs a --reason")
+		case c.ConfirmSharedRole:
+			return errors.New("--confirm-shared-role needs a --reason")
+		}
 	}
 	return nil
 }
@@ -67,7 +73,7 @@ func (c integrationSet) Run(ctx context.Context, a *app) error {
 			Bucket: c.Bucket, Region: c.Region, RoleARN: c.RoleARN, ExternalID: c.ExternalID, Prefix: c.Prefix,
 			CustomDomain: c.CustomDomain, PinFileNames: c.PinFileNames, Memo: c.Memo,
 			DistributionID: c.DistributionID, CDNPrefix: c.CDNPrefix,
-			SkipTest: c.SkipTest, Reason: c.Reason, Actor: a.actor(),
+			SkipTest: c.SkipTest, ConfirmSharedRole: c.ConfirmSharedRole, Reason: c.Reason, Actor: a.actor(),
 		})
 		if err != nil {
 			return err

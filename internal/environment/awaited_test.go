@@ -269,6 +269,40 @@ func TestAMediaOfASourceThatHasJustFailedIsWaitedFor(t *testing.T) {
 	})
 }
 
+// The same holds for the event that went past an item: a retry of it is waited for.
+func TestAnEventThatWentPastAnItemAndHasJustFailedIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newScene(t, db)
+		s.slowRetries()
+		dev := s.prod.In("dev")
+		s.pause(s.prod)
+		s.publish(at{s.prod, s.Upload("m1", "a.txt", "one")}, at{dev, created("dev", "")})
+		fail := make(chan struct{})
+		upload := conflicting(awslocal.Rule{API: "s3:PutObject", Key: directory("dev") + "b.txt"}, 1)
+		upload.Before = func(ctx context.Context, _ awslocal.Call) {
+			select {
+			case <-fail:
+			case <-ctx.Done():
+			}
+		}
+		trouble := s.AWS.Inject(upload)
+		s.Start()
+		past := dev.Publish(s.Upload("m1", "b.txt", "of dev"))
+		s.Await("the upload", func() bool { return trouble.Hits() == 1 })
+		waits := dev.Publish(s.Upload("m2", "a.txt", "two"))
+		s.Await("the other one waiting", s.has(`SELECT 1 FROM {copy_items} WHERE first_failed_at IS NOT NULL`))
+		s.aMinutePasses()
+		close(fail)
+		s.Await("the failure", func() bool { return s.Event(past).State == outbox.Retryable })
+		var before int
+		s.get(&before, `SELECT wait_count FROM {outbox} WHERE event_id = ?`, waits)
+		s.Await("the other one having looked again", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND wait_count > ?`, waits, before+1))
+		s.exec(`UPDATE {attempts} SET started_at = started_at - 61000000`)
+		s.ends([]string{waits}, "completed done")
+	})
+}
+
 func TestDeletionOfAnEnvironmentThatNoCopyMadeIsListed(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

@@ -242,9 +242,9 @@ func (s *Store) awaitItem(ctx context.Context, o *owing, wait *outbox.Wait) erro
 	return s.giveUpOne(ctx, what, "an event of the environment that it is copied to has waited for it for too long")
 }
 
-// goesOn tells whether what an item waits for is in its turn: an event that has
-// only not started yet, or has not run or failed for too long, a copy to the source
-// that is due or has not failed for too long, or the event that went past it.
+// goesOn tells whether what an item waits for is in its turn: an event that has only
+// not started yet, a retry that is due, one that has not run or failed for too long,
+// likewise a copy to the source, or the event that went past the item.
 func (s *Store) goesOn(ctx context.Context, o *owing) (bool, error) {
 	var found bool
 	err := s.db.GetContext(ctx, &found, s.db.SQL(`
@@ -252,16 +252,17 @@ func (s *Store) goesOn(ctx context.Context, o *owing) (bool, error) {
 			SELECT waits_for, media_id FROM {copy_waits} WHERE copy_sequence = ? AND media_id = ?
 			UNION SELECT x.waits_for, x.media_id FROM {copy_waits} x
 				JOIN w ON x.copy_sequence = w.waits_for AND x.media_id = w.media_id)
-		SELECT EXISTS (SELECT 1 FROM w JOIN {outbox} e ON e.sequence = w.waits_for
+		SELECT EXISTS (SELECT 1 FROM {outbox} e
 				JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
-				WHERE NOT l.held AND (e.state = 'available' OR e.state = 'running' AND CAST(? AS integer) = 1
-					OR e.state = 'retryable' AND NOT EXISTS (SELECT 1 FROM {attempts} a WHERE a.sequence = e.sequence
-						AND a.error_class = 'transient' AND a.started_at + a.duration_us < {now} - ?)))
-			OR EXISTS (SELECT 1 FROM {outbox} e WHERE e.sequence = ? AND e.state IN ('available', 'running'))
+				WHERE e.sequence IN (SELECT waits_for FROM w UNION ALL SELECT CAST(? AS bigint)) AND NOT l.held
+				AND (e.state = 'available' OR e.state = 'running' AND (CAST(? AS integer) = 1 OR e.sequence = ?)
+					OR e.state = 'retryable' AND (e.next_attempt_at <= {now} OR NOT EXISTS (SELECT 1 FROM {attempts} a
+						WHERE a.sequence = e.sequence AND a.error_class = 'transient' AND a.started_at + a.duration_us < {now} - ?))))
 			OR EXISTS (SELECT 1 FROM w JOIN {copy_items} i ON i.copy_sequence = w.waits_for AND i.media_id = w.media_id
 				JOIN {lanes} l ON l.lane_id = i.target_lane WHERE i.state = 'owed' AND NOT l.held
-					AND (i.failure_count = 0 OR i.first_failed_at >= {now} - ?))`),
-		o.CopySequence, o.MediaID, number(o.waitedFor() < runningFor), copyFirstFor.Microseconds(), o.OvertakenBy, copyFirstFor.Microseconds())
+					AND (i.failure_count = 0 OR i.next_attempt_at <= {now} OR i.first_failed_at >= {now} - ?))`),
+		o.CopySequence, o.MediaID, o.OvertakenBy, number(o.waitedFor() < runningFor), o.OvertakenBy,
+		copyFirstFor.Microseconds(), copyFirstFor.Microseconds())
 	return found, wrap("look what a copy waits for", err)
 }
 

@@ -40,7 +40,7 @@ func TestNoServiceUsesAnothersExternalID(t *testing.T) {
 				created := accessOf("other", c.role, c.externalID)
 				changed := integration.Change{ServiceID: "changing", RoleARN: &c.role, ExternalID: &c.externalID}
 				if !c.refused {
-					changed.ExternalID = new(c.externalID + "-2")
+					changed.ExternalID, changed.RoleARN = new(c.externalID+"-2"), new(c.role+"-2")
 				}
 				set(t, store, accessOf("changing", "arn:aws:iam::210987654321:role/Former", "former-external-id"))
 				for what, attempt := range map[string]func(context.Context, integration.Change) (integration.Saved, error){
@@ -62,6 +62,32 @@ func TestNoServiceUsesAnothersExternalID(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Each has an external ID of its own, which the role's trust policy names.
+func TestTwoServicesShareARoleWhereAnOperatorSaysSo(t *testing.T) {
+	t.Parallel()
+	const theirs = "arn:aws:iam::123456789012:role/Victim"
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		store := integration.New(db)
+		set(t, store, accessOf("victim", theirs, "the-victims-external-id"))
+		set(t, store, accessOf("changing", "arn:aws:iam::210987654321:role/Former", "former-external-id"))
+		change := integration.Change{ServiceID: "changing", RoleARN: new(theirs)}
+		for _, change := range []integration.Change{accessOf("other", theirs, "external-id-of-its-own"), change} {
+			_, err := store.Set(t.Context(), change)
+			var field *integration.FieldError
+			if !errors.As(err, &field) || field.Setting != "role_arn" || strings.Contains(err.Error(), "victim") {
+				t.Errorf("%v, want the role refused, and no other service named", err)
+			}
+			change.ConfirmSharedRole = true
+			if _, err := store.Set(t.Context(), change); err == nil {
+				t.Error("a confirmation without a reason passed")
+			}
+			change.Reason = "one customer has both"
+			set(t, store, change)
+			set(t, store, integration.Change{ServiceID: change.ServiceID, Memo: new("confirmed before")})
+		}
+	})
 }
 
 func TestEnvironmentsOfOneServiceShareTheirExternalID(t *testing.T) {

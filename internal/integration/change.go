@@ -37,8 +37,11 @@ type Change struct {
 	// Tested, where given, is the outcome (of Preview) that passed the
 	// connection test: another outcome isn't saved.
 	Tested *Settings
-	// SkipTest applies the change untested, which needs a Reason.
-	SkipTest bool
+	// SkipTest applies the change untested, which needs a Reason. ConfirmSharedRole
+	// says that another service may use the role too, which needs one as well; it is
+	// implied by SkipTest.
+	SkipTest          bool
+	ConfirmSharedRole bool
 	Reason   string
 	Actor    string
 }
@@ -130,8 +133,8 @@ func (s *Store) Preview(ctx context.Context, change Change) (Saved, error) {
 // does. Settings that are blocked are probed again at once.
 func (s *Store) Set(ctx context.Context, change Change) (Saved, error) {
 	name := environmentName(change.ServiceID, change.EnvironmentID)
-	if change.SkipTest && strings.TrimSpace(change.Reason) == "" {
-		return Saved{}, fmt.Errorf("set the settings of %s: skipping the connection test needs a reason", name)
+	if (change.SkipTest || change.ConfirmSharedRole) && strings.TrimSpace(change.Reason) == "" {
+		return Saved{}, fmt.Errorf("set the settings of %s: to skip the connection test, or to share a role, needs a reason", name)
 	}
 	var saved Saved
 	err := s.db.Tx(ctx, func(tx *sqlx.Tx) error {
@@ -164,7 +167,8 @@ func (s *Store) set(ctx context.Context, tx *sqlx.Tx, change Change) (Saved, err
 		return Saved{}, err
 	}
 	if !exists || settings.RoleARN != current.RoleARN || settings.ExternalID != current.ExternalID {
-		if err := s.requireOwnAccess(ctx, tx, settings); err != nil {
+		mayShareRole := change.SkipTest || change.ConfirmSharedRole || exists && settings.RoleARN == current.RoleARN
+		if err := s.requireOwnAccess(ctx, tx, settings, mayShareRole); err != nil {
 			return Saved{}, err
 		}
 	}
