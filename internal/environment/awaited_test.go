@@ -303,6 +303,38 @@ func TestAnEventThatWentPastAnItemAndHasJustFailedIsWaitedFor(t *testing.T) {
 	})
 }
 
+// What the media waited for ends between the two looks of an event that has waited for
+// it for too long.
+func TestAMediaThatHasJustBecomeReadyIsNotGivenUp(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, dbtest.PostgreSQL(t))
+	dev := s.prod.In("dev")
+	s.prod.Publish(s.Upload("m1", "a.txt", "one"))
+	s.Work()
+	s.pause(s.prod)
+	ids := s.publish(at{s.prod, s.Rename("m1", "a.txt", "b.txt")}, at{dev, created("dev", "")}, at{dev, s.Rename("m1", "a.txt", "z.txt")})
+	s.Start()
+	s.Await("the rename waiting", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'waiting' AND first_failed_at IS NOT NULL`))
+
+	tx, err := s.DB.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), s.DB.SQL(`LOCK TABLE {attempts} IN ACCESS EXCLUSIVE MODE`)); err != nil {
+		t.Fatal(err)
+	}
+	s.aMinutePasses()
+	s.Await("the second look", s.has(`SELECT 1 FROM pg_locks WHERE NOT granted AND relation = '{attempts}'::regclass`))
+	s.discard(ids[0])
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	s.ends(ids[1:], "completed done", "completed done")
+	s.copied("dev", "complete", 1, nil)
+	s.holds(map[string]string{"media/a.txt": "one", directory("dev") + "z.txt": "one"})
+}
+
 func TestDeletionOfAnEnvironmentThatNoCopyMadeIsListed(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

@@ -16,6 +16,9 @@ type scope struct {
 	copySequence, targetLane int64
 	mediaID                  string
 	tired, overtaken         bool
+	// since leaves an item alone that isn't waited for since then any more: it has
+	// got what it waited for, or was tried.
+	since *int64
 }
 
 const inScope = `copy_sequence = ? AND (CAST(? AS text) = '' OR media_id = ?) AND state IN ('owed', 'waiting')`
@@ -54,9 +57,10 @@ func (s *Store) giveUp(ctx context.Context, what scope, why string) (left bool, 
 			UPDATE {copy_items} SET state = 'failed', error_code = ?, error = ?,
 				may_have_written = (may_have_written OR leased_until IS NOT NULL), leased_until = NULL
 			WHERE `+inScope+` AND (leased_until IS NULL OR leased_until < {now})
+			AND (CAST(? AS bigint) IS NULL OR first_failed_at = ?)
 			AND (CAST(? AS integer) = 0 OR state = 'owed' AND first_failed_at < {now} - CASE WHEN `+inTurn+` THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END) RETURNING `+itemColumns),
 			failure.SourceChanged, reasonWords, what.copySequence, what.mediaID, what.mediaID,
-			number(what.tired), runningFor.Microseconds(), copyFirstFor.Microseconds()); err != nil {
+			what.since, what.since, number(what.tired), runningFor.Microseconds(), copyFirstFor.Microseconds()); err != nil {
 			return err
 		}
 		keys := make([]itemKey, len(given))

@@ -239,6 +239,8 @@ func (s *Store) awaitItem(ctx context.Context, o *owing, wait *outbox.Wait) erro
 	if goesOn {
 		return wait
 	}
+	// What it waited for may have ended since it was looked up, so that it is ready.
+	what.since = o.FirstFailedAt
 	return s.giveUpOne(ctx, what, "an event of the environment that it is copied to has waited for it for too long")
 }
 
