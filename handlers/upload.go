@@ -119,6 +119,7 @@ func (j *job) complete(e events.MediaUploaded, object bucket.Object) bool {
 func (j *job) send(ctx context.Context, e events.MediaUploaded, condition bucket.Condition) (bucket.Object, error) {
 	content, err := j.Sources.Open(ctx, media.Upload{
 		ServiceID: j.delivery.Event.ServiceID, Source: e.Source, Size: e.Size, SHA256: e.ChecksumSHA256,
+		Slow: j.delivery.Slow,
 	})
 	if err != nil {
 		return bucket.Object{}, err

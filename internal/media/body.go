@@ -21,6 +21,8 @@ type watch struct {
 	cancel context.CancelCauseFunc
 	// overall is the limit of the whole transfer, nil where there is none.
 	overall *time.Timer
+	// arrears is nil where nobody wants to know whether the source is slow.
+	arrears *arrears
 }
 
 // errWaited is the cause when the watch, not the caller, ended a transfer.
@@ -33,9 +35,30 @@ func (e errWaited) Error() string {
 	return fmt.Sprintf("%s within %s", e.what, e.limit.Round(time.Millisecond))
 }
 
+func (s *Sources) newWatch(ctx context.Context, upload Upload) *watch {
+	w := newWatch(ctx)
+	if upload.Slow != nil {
+		w.arrears = newArrears(leastRate{s.options.MinRate, s.options.SlowAfter}, upload.Slow, w.cancel)
+	}
+	return w
+}
+
 func newWatch(ctx context.Context) *watch {
 	watched, cancel := context.WithCancelCause(ctx)
 	return &watch{ctx: watched, caller: ctx, cancel: cancel}
+}
+
+// begin and end enclose each wait for the source.
+func (w *watch) begin() {
+	if w.arrears != nil {
+		w.arrears.begin()
+	}
+}
+
+func (w *watch) end(received int) {
+	if w.arrears != nil {
+		w.arrears.end(received)
+	}
 }
 
 // limit cancels the context unless the timer is stopped in time.
@@ -62,6 +85,9 @@ func (w *watch) ended(name string) error {
 func (w *watch) close() {
 	if w.overall != nil {
 		w.overall.Stop()
+	}
+	if w.arrears != nil {
+		w.arrears.close()
 	}
 	w.cancel(nil)
 }
@@ -99,7 +125,9 @@ func (r leastRate) String() string {
 func (b *watchedBody) Read(p []byte) (int, error) {
 	started := time.Now()
 	waiting := b.patience()
+	b.watch.begin()
 	n, err := b.body.Read(p)
+	b.watch.end(n)
 	waiting.Stop()
 	b.waited += time.Since(started)
 	b.received += int64(n)

@@ -42,12 +42,12 @@ func newTransport(o Options) *http.Transport {
 	}
 }
 
-func (s *Sources) openHTTPS(ctx context.Context, source string) (_ *stream, err error) {
-	at, err := url.Parse(source)
+func (s *Sources) openHTTPS(ctx context.Context, upload Upload) (_ *stream, err error) {
+	at, err := url.Parse(upload.Source)
 	if err != nil {
 		return nil, refused("the source isn't a valid URL") // err quotes all of it
 	}
-	w := newWatch(ctx)
+	w := s.newWatch(ctx, upload)
 	w.overall = w.limit(s.options.TransferTimeout, "not transferred")
 	defer func() {
 		if err != nil {
@@ -98,7 +98,9 @@ func (s *Sources) get(w *watch, at *url.URL) (*http.Response, error) {
 	request.Header.Set("User-Agent", "ownbucket")
 	request.Header.Set("Accept", "*/*")
 	request.Header.Set("Accept-Encoding", "identity")
+	w.begin()
 	response, err := s.transport.RoundTrip(request)
+	w.end(0)
 	if ended := w.ended(name); ended != nil {
 		// An answer may still come: a server that is told of the close by TLS
 		// can end its answer in order, and have sent next to nothing.

@@ -94,6 +94,9 @@ type Options struct {
 	// waiting for the source counts, not a slow consumer's.
 	MinRate   int64
 	RateGrace time.Duration
+	// SlowAfter is how far a source may fall behind MinRate, the wait for its
+	// answer included, until its transfer counts as slow: see Upload.Slow (5 s).
+	SlowAfter time.Duration
 	// MaxRedirects is how many redirects are followed (5).
 	MaxRedirects int
 }
@@ -146,6 +149,7 @@ func New(o Options) (*Sources, error) {
 	orDefault(&o.TransferTimeout, 2*time.Hour)
 	orDefault(&o.MinRate, 64<<10)
 	orDefault(&o.RateGrace, 30*time.Second)
+	orDefault(&o.SlowAfter, 5*time.Second)
 	orDefault(&o.MaxRedirects, 5)
 	return &Sources{options: o, transport: newTransport(o)}, nil
 }
@@ -180,6 +184,10 @@ type Upload struct {
 	// claims nothing.
 	Size   *int64
 	SHA256 string
+	// Slow is told when a remote source has become slow, and when it has caught
+	// up or isn't waited for any more. Where it returns false, the transfer of a
+	// source that has become slow ends. nil means that nobody wants to know.
+	Slow func(slow bool) bool
 }
 
 // Open opens an upload's source. ctx must outlive the content, and the caller
@@ -244,9 +252,9 @@ func (s *Sources) openStream(ctx context.Context, upload Upload) (*stream, error
 	scheme, rest, found := strings.Cut(source, ":")
 	switch {
 	case found && scheme == "s3" && strings.HasPrefix(rest, "//"):
-		return s.openStaging(ctx, rest[len("//"):], upload.ServiceID)
+		return s.openStaging(ctx, rest[len("//"):], upload)
 	case found && strings.EqualFold(scheme, "https") && strings.HasPrefix(rest, "//"):
-		return s.openHTTPS(ctx, source)
+		return s.openHTTPS(ctx, upload)
 	case found && scheme == "file":
 		return s.openFile(ctx, rest)
 	default:

@@ -22,18 +22,20 @@ const serviceIDVariable = "{service_id}"
 
 // openStaging opens bucket/key; the key is everything after the first slash,
 // raw, whatever it contains.
-func (s *Sources) openStaging(ctx context.Context, path, serviceID string) (*stream, error) {
+func (s *Sources) openStaging(ctx context.Context, path string, upload Upload) (*stream, error) {
 	bucket, key, _ := strings.Cut(path, "/")
 	name := shown("s3://" + path)
 	if err := s.checkStaging(name, bucket, key); err != nil {
 		return nil, err
 	}
-	if err := s.checkTenant(name, key, serviceID); err != nil {
+	if err := s.checkTenant(name, key, upload.ServiceID); err != nil {
 		return nil, err
 	}
-	w := newWatch(ctx)
+	w := s.newWatch(ctx, upload)
 	waiting := w.limit(s.options.HeaderTimeout, "no answer")
+	w.begin()
 	object, err := s.options.S3.GetObject(w.ctx, &s3.GetObjectInput{Bucket: &bucket, Key: &key})
+	w.end(0)
 	waiting.Stop()
 	if err != nil {
 		ended := w.ended(name)

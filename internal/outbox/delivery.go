@@ -28,6 +28,11 @@ type Delivery struct {
 	// Alive tells whether the lease is good for another call; nil where nothing
 	// ends it.
 	Alive func() bool
+	// Slow tells the worker that the event waits for its source by now, or no
+	// longer does: meanwhile it counts as slow. It returns false where slow events
+	// have their share of the slots already, and this one has to end. nil where
+	// nobody counts.
+	Slow func(slow bool) bool
 
 	verdict *Verdict
 }

@@ -16,7 +16,7 @@ func (s *Subscriber) dispatch() {
 		l.queued = false
 		room := min(l.pace.limit-l.active, s.free, perTurn)
 		if l.pace.slow {
-			room = min(room, max(s.config.Concurrency/2, 1)-s.slow)
+			room = min(room, s.config.slowMost()-s.slow)
 		}
 		if able := max(startingPace-l.active, 0) + s.config.borrowable() - s.borrowed; room > able {
 			room = able
@@ -65,8 +65,31 @@ func (s *Subscriber) begin(l *lane, e *entry) bool {
 		Token:           l.Token,
 		Started:         e.started,
 		Alive:           func() bool { return l.alive(time.Now()) },
+		Slow:            func(slow bool) bool { return s.waits(e, slow) },
 	}
 	s.inFlight.Go(func() { s.deliver(l, e, d) })
+	return true
+}
+
+// waits counts a running event as slow while it waits. Nothing tells before which
+// lanes' events will, so that they may have all slots by then: those beyond what
+// slow ones may use must end.
+func (s *Subscriber) waits(e *entry, slow bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case slow && !e.slow && !e.settling:
+		if s.slow >= s.config.slowMost() {
+			return false
+		}
+		e.slow, e.waiting = true, true
+		s.slow++
+	case !slow && e.waiting && !e.settling:
+		e.slow, e.waiting = false, false
+		s.slow--
+		s.enqueueSlow()
+		s.dispatch()
+	}
 	return true
 }
 

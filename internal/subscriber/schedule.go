@@ -40,9 +40,10 @@ type entry struct {
 	// everything and deletion: the event concerns the whole environment.
 	everything bool
 	deletion   bool
-	// slow: it took one of the slots that slow lanes may use.
-	slow    bool
-	started time.Time
+	// slow: it took one of the slots that slow lanes may use. waiting: it takes one
+	// since it was found slow while it ran.
+	slow, waiting bool
+	started       time.Time
 	// settling: its handler has returned, and its end is being written; nothing
 	// may be put behind it any more.
 	settling bool

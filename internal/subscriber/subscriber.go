@@ -45,6 +45,10 @@ type Config struct {
 	Failed func(e *outbox.Event, err error) outbox.Verdict
 }
 
+// slowMost is how many slots may be used by events of slow integrations, and by
+// those that wait for their sources.
+func (c Config) slowMost() int { return max(c.Concurrency/2, 1) }
+
 // usable is how much of a lease may be used: calls are cancelled when no
 // renewal has succeeded a fifth of the lease before its end.
 func (c Config) usable() time.Duration { return c.Lease * 4 / 5 }
@@ -84,7 +88,7 @@ type Subscriber struct {
 	free  int
 	// unsettled counts events from their start until their end is written.
 	unsettled int
-	slow      int // slots that slow lanes use
+	slow      int // slots that slow lanes use, and events that wait
 	// borrowed are the slots that lanes use above the starting pace; borrowers
 	// are lanes that wait for one.
 	borrowed  int
