@@ -19,6 +19,11 @@ import (
 // longestDelay between two attempts of an event.
 const longestDelay = 12 * time.Hour
 
+// spoolFullDoublings bounds the delay of an upload that found no room in the
+// spool, about four minutes with a base of 1 s: when others make room, nothing
+// tells it.
+const spoolFullDoublings = 9
+
 // attempt carries a handler's result from the innermost to the outermost.
 type attempt struct {
 	delivery *outbox.Delivery
@@ -90,7 +95,11 @@ func (w *Worker) failed(ctx context.Context, a *attempt, f *failure.Error) outbo
 	e := a.delivery.Event
 	switch f.Class {
 	case failure.Interrupted:
-		return interrupted(f)
+		v := interrupted(f)
+		if f.Code == failure.SpoolFull {
+			v.Delay = w.backoff(min(e.RecordedCount+1, spoolFullDoublings))
+		}
+		return v
 	case failure.Permanent:
 		return a.dead(f)
 	case failure.Integration:

@@ -3,6 +3,10 @@ package worker
 import (
 	"testing"
 	"time"
+
+	"github.com/ownbucket/ownbucket/handlers"
+	"github.com/ownbucket/ownbucket/internal/failure"
+	"github.com/ownbucket/ownbucket/internal/outbox"
 )
 
 // What publishers are told to keep their sources for, and what spreads those
@@ -39,6 +43,23 @@ func TestRetriesSpreadOverAboutTwoAndAHalfDays(t *testing.T) {
 			if d := backoff(base)(failures); d < 0 || d > longestDelay {
 				t.Fatalf("with a base of %s, failure %d is followed by %s", base, failures, d)
 			}
+		}
+	}
+}
+
+func TestAFullSpoolCostsNoAttemptHoweverOftenItIsFull(t *testing.T) {
+	t.Parallel()
+	const attempts = 25
+	w := &Worker{config: Config{RetryAttempts: attempts}, backoff: backoff(time.Second)}
+	full := failure.New(failure.Interrupted, failure.SpoolFull, "no room")
+	for recorded := range 200 {
+		e := &outbox.Event{RecordedCount: recorded, FailureCount: attempts - 1}
+		v := w.failed(t.Context(), &attempt{delivery: &outbox.Delivery{Event: e}, result: &handlers.Result{}}, full)
+		if v.Kind != outbox.Yield || v.Failure != full {
+			t.Fatalf("after %d attempts: %+v, want it to be given back", recorded, v)
+		}
+		if most := time.Second << min(recorded, 8); v.Delay < 0 || v.Delay > most {
+			t.Fatalf("after %d attempts it waits for %s, want at most %s", recorded, v.Delay, most)
 		}
 	}
 }

@@ -72,7 +72,11 @@ type Config struct {
 	// SourceMinRate is how many bytes a second https: sources must send on
 	// average (64 KiB).
 	SourceMinRate int64
-	SpoolDir      string
+	// SpoolDir holds uploads of unknown length (the system's temporary directory):
+	// SpoolLimit bytes at most (20 GiB), and half of that of one service. The limit
+	// must be at least twice MaxUpload.
+	SpoolDir   string
+	SpoolLimit int64
 	// PathStyle and SessionPolicyKMS are auto, true or false.
 	PathStyle, SessionPolicyKMS string
 	// Brand is the word in the objects' metadata ("microcms").
@@ -155,7 +159,7 @@ func New(_ context.Context, config Config) (*Worker, error) {
 	sources, err := media.New(media.Options{
 		FileRoot: config.FileRoot, Database: config.DB.Path, StagingBuckets: config.StagingBuckets, AllowCIDRs: config.SourceAllowCIDRs,
 		StagingPrefix: config.StagingPrefix, SourcePorts: config.SourcePorts, MinRate: config.SourceMinRate,
-		MaxUpload: config.MaxUpload, SpoolDir: config.SpoolDir, S3: stagingClient(config),
+		MaxUpload: config.MaxUpload, SpoolDir: config.SpoolDir, SpoolLimit: config.SpoolLimit, S3: stagingClient(config),
 	})
 	if err != nil {
 		return nil, err

@@ -160,3 +160,16 @@ func (r *byteRate) UnmarshalText(text []byte) error {
 	*r = byteRate(rate)
 	return nil
 }
+
+// diskSpace is a number of bytes on a disk.
+type diskSpace int64
+
+// UnmarshalText reads bytes, also with a unit: 21474836480, 20GiB.
+func (d *diskSpace) UnmarshalText(text []byte) error {
+	size, err := humanize.ParseBytes(string(text))
+	if err != nil || size > math.MaxInt64 {
+		return fmt.Errorf("%q is no size: use bytes, or a unit as in 20GiB", text)
+	}
+	*d = diskSpace(size)
+	return nil
+}

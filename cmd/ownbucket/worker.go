@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 
 	"github.com/ownbucket/ownbucket/internal/database"
+	"github.com/ownbucket/ownbucket/internal/media"
 	"github.com/ownbucket/ownbucket/worker"
 )
 
@@ -43,6 +44,7 @@ type workerConfiguration struct {
 	GracePeriod            time.Duration  `group:"worker" env:"OWNBUCKET_GRACE_PERIOD" default:"30s" placeholder:"DURATION" help:"How long running events may go on once told to stop (${default})."`
 	Retention              time.Duration  `group:"worker" env:"OWNBUCKET_RETENTION" default:"336h" placeholder:"DURATION" help:"How long completed events are kept (${default}, which is 14 days)."`
 	SpoolDir               string         `group:"worker" env:"OWNBUCKET_SPOOL_DIR" placeholder:"DIRECTORY" help:"Where uploads of unknown length are kept for a while. Default: the system's temporary directory."`
+	SpoolLimit             diskSpace      `group:"worker" env:"OWNBUCKET_SPOOL_LIMIT" default:"20GiB" placeholder:"SIZE" help:"The most bytes of uploads of unknown length there, half of them of one service; at least twice OWNBUCKET_MAX_UPLOAD (${default})."`
 	WorkerName             string         `group:"worker" env:"OWNBUCKET_WORKER_NAME" placeholder:"NAME" help:"What leases and attempts call this worker. Default: host, process and a random part."`
 	Brand                  string         `group:"worker" env:"OWNBUCKET_BRAND" default:"microcms" placeholder:"WORD" help:"The word in the objects' metadata (${default})."`
 }
@@ -96,6 +98,9 @@ func (c workerCommand) Validate() error {
 			wrong = append(wrong, fmt.Errorf("--%s must be above 0, but is %s", duration.flag, duration.value))
 		}
 	}
+	if err := media.CheckSpoolLimit(int64(c.SpoolLimit), int64(c.MaxUpload)); err != nil {
+		wrong = append(wrong, err)
+	}
 	if c.Timeout < 0 || c.Timeout > 0 && !c.UntilIdle {
 		wrong = append(wrong, errors.New("--timeout must not be negative, and goes with --until-idle"))
 	}
@@ -119,7 +124,7 @@ func (c workerCommand) Run(ctx context.Context, a *app) error {
 			LeaseDuration: c.LeaseDuration, Poll: c.PollInterval, Grace: c.GracePeriod,
 			RetryBase: c.RetryBase, RetryAttempts: c.RetryAttempts, Retention: c.Retention,
 			MaxUpload: int64(c.MaxUpload), FileRoot: c.FileRoot, StagingBuckets: c.StagingBuckets, StagingPrefix: c.StagingPrefix,
-			SourceAllowCIDRs: c.SourceAllowCIDRs, SourcePorts: c.SourcePorts, SourceMinRate: int64(c.SourceMinRate), MaxEventSize: int(c.MaxEventSize), SpoolDir: c.SpoolDir, PathStyle: string(c.S3PathStyle),
+			SourceAllowCIDRs: c.SourceAllowCIDRs, SourcePorts: c.SourcePorts, SourceMinRate: int64(c.SourceMinRate), MaxEventSize: int(c.MaxEventSize), SpoolDir: c.SpoolDir, SpoolLimit: int64(c.SpoolLimit), PathStyle: string(c.S3PathStyle),
 			SessionPolicyKMS: string(c.SessionPolicyKMS), Brand: c.Brand, AWS: aws, Logger: logger,
 		})
 		if err != nil {

@@ -20,7 +20,8 @@ const (
 	Integration Class = "integration"
 	// Permanent failures make the event dead at once.
 	Permanent Class = "permanent"
-	// Interrupted work lost its lease or was shut down: no attempt is lost.
+	// Interrupted work lost its lease, was shut down, or found no room in the
+	// worker's spool: no attempt is lost.
 	Interrupted Class = "interrupted"
 )
 
@@ -52,6 +53,10 @@ const (
 	// SourceUnavailable is an upload's source that can't be reached, fails or breaks
 	// off. It says nothing about the customer's integration.
 	SourceUnavailable = "source_unavailable"
+
+	// SpoolFull is an upload of unknown length that other uploads leave no room on the
+	// worker's disk. It says nothing about its event, source or integration.
+	SpoolFull = "spool_full"
 
 	// ServerError is a 5xx, a reset connection or an unreadable answer.
 	ServerError = "server_error"

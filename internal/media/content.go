@@ -6,7 +6,6 @@ import (
 	"errors"
 	"hash"
 	"io"
-	"os"
 
 	"github.com/ownbucket/ownbucket/internal/failure"
 )
@@ -39,7 +38,7 @@ type Content struct {
 
 // content makes a stream safe to send. On error the stream is left to the
 // caller to close.
-func (s *Sources) content(stream *stream, claimed *int64, digest []byte) (*Content, error) {
+func (s *Sources) content(stream *stream, service string, claimed *int64, digest []byte) (*Content, error) {
 	if stream.openEnded && claimed == nil && digest == nil {
 		return nil, refused("%s tells no length and doesn't send in chunks, so that half of it couldn't be told from all of it: publish it with its size or checksum_sha256", stream.name)
 	}
@@ -55,7 +54,7 @@ func (s *Sources) content(stream *stream, claimed *int64, digest []byte) (*Conte
 	}
 	switch {
 	case stream.size < 0:
-		return s.measure(stream, digest)
+		return s.measure(stream, service, digest)
 	case stream.size <= bufferLimit:
 		return buffer(stream, digest)
 	default:
@@ -114,7 +113,7 @@ func (s *stream) short(missing int64) error {
 
 // measure reads a stream of unknown length to its end: into memory while that
 // suffices, then into a file that has no name.
-func (s *Sources) measure(stream *stream, digest []byte) (*Content, error) {
+func (s *Sources) measure(stream *stream, service string, digest []byte) (*Content, error) {
 	sum := sha256.New()
 	// One byte above the limit tells "too large" from "just fits".
 	source := io.TeeReader(io.LimitReader(stream.body, s.options.MaxUpload+1), sum)
@@ -124,12 +123,10 @@ func (s *Sources) measure(stream *stream, digest []byte) (*Content, error) {
 	}
 	size := int64(len(head))
 	body := io.ReadCloser(inMemory{bytes.NewReader(head)})
-	if size > bufferLimit {
-		spooled, rest, err := s.spool(head, source)
-		if err != nil {
-			return nil, err
+	if size > bufferLimit && size <= s.options.MaxUpload {
+		if body, size, err = s.spool(service, head, source); err != nil {
+			return nil, spoolFailed(stream.name, err)
 		}
-		body, size = spooled, size+rest
 	}
 	if err := s.checkMeasured(stream, size, sum, digest); err != nil {
 		body.Close()
@@ -148,43 +145,6 @@ func (s *Sources) checkMeasured(stream *stream, size int64, sum hash.Hash, diges
 		return unavailable("%s broke off after %d bytes, or has others than the event's checksum says: it tells no length itself", stream.name, size)
 	}
 	return err
-}
-
-// spool returns a file with head and the rest of the source in it, rewound,
-// and how long that rest was.
-func (s *Sources) spool(head []byte, source io.Reader) (_ *os.File, rest int64, err error) {
-	file, err := os.CreateTemp(s.options.SpoolDir, "ownbucket-spool-*")
-	if err != nil {
-		return nil, 0, spoolFailed(err)
-	}
-	defer func() {
-		if err != nil {
-			file.Close()
-		}
-	}()
-	// Without a name nothing is left behind, however the process ends.
-	if err := os.Remove(file.Name()); err != nil {
-		return nil, 0, spoolFailed(err)
-	}
-	if _, err := file.Write(head); err != nil {
-		return nil, 0, spoolFailed(err)
-	}
-	if rest, err = io.Copy(file, source); err != nil {
-		return nil, 0, spoolFailed(err)
-	}
-	if _, err := file.Seek(0, io.SeekStart); err != nil {
-		return nil, 0, spoolFailed(err)
-	}
-	return file, rest, nil
-}
-
-// spoolFailed passes on what is the source's fault; the rest is the disk's.
-func spoolFailed(err error) error {
-	var disk *os.PathError
-	if !errors.As(err, &disk) {
-		return err
-	}
-	return failure.New(failure.Transient, failure.Internal, "spooling an upload of unknown length, check the spool directory's free space and rights: %w", err)
 }
 
 func sizeMismatch(format string, args ...any) *failure.Error {

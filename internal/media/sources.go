@@ -74,10 +74,12 @@ type Options struct {
 
 	// MaxUpload bounds a content, in bytes; 0 means the most, 5 GB.
 	MaxUpload int64
-	// SpoolDir holds contents of unknown length while they are measured;
-	// empty means the system's temporary directory. It may need MaxUpload
-	// bytes for each upload in flight.
+	// SpoolDir holds contents of unknown length until they are closed; empty
+	// means the system's temporary directory.
 	SpoolDir string
+	// SpoolLimit bounds all that is there, in bytes (20 GiB), and half of it
+	// what is there of one service. It must be at least twice MaxUpload.
+	SpoolLimit int64
 
 	// ConnectTimeout bounds one connect, and one TLS handshake (10 s).
 	ConnectTimeout time.Duration
@@ -102,10 +104,11 @@ type Options struct {
 }
 
 // Sources opens contents. It is safe for concurrent use and holds nothing
-// open between calls.
+// open but the contents that it gave out.
 type Sources struct {
 	options   Options
 	transport *http.Transport
+	budget    *budget
 }
 
 // New checks the options and fills in defaults.
@@ -143,6 +146,10 @@ func New(o Options) (*Sources, error) {
 		o.SourcePorts = []uint16{443, 80}
 	}
 	orDefault(&o.MaxUpload, MaxUpload)
+	orDefault(&o.SpoolLimit, DefaultSpoolLimit)
+	if err := CheckSpoolLimit(o.SpoolLimit, o.MaxUpload); err != nil {
+		return nil, fmt.Errorf("media: %w", err)
+	}
 	orDefault(&o.ConnectTimeout, 10*time.Second)
 	orDefault(&o.HeaderTimeout, 30*time.Second)
 	orDefault(&o.IdleTimeout, time.Minute)
@@ -151,8 +158,11 @@ func New(o Options) (*Sources, error) {
 	orDefault(&o.RateGrace, 30*time.Second)
 	orDefault(&o.SlowAfter, 5*time.Second)
 	orDefault(&o.MaxRedirects, 5)
-	return &Sources{options: o, transport: newTransport(o)}, nil
+	return &Sources{options: o, transport: newTransport(o), budget: newBudget(o.SpoolLimit, o.MaxUpload)}, nil
 }
+
+// Spooled is how many bytes of contents are in the spool now.
+func (s *Sources) Spooled() int64 { return s.budget.reserved() }
 
 func orDefault[T comparable](value *T, standard T) {
 	var zero T
@@ -177,7 +187,8 @@ func checkDirectory(what, path string) error {
 
 // Upload is what an event says of its bytes.
 type Upload struct {
-	// ServiceID is the customer's service, for Options.StagingPrefix.
+	// ServiceID is the customer's service, for Options.StagingPrefix and the
+	// service's share of the spool.
 	ServiceID string
 	Source    string
 	// Size and SHA256 (hex) are what the event claims, nil and empty where it
@@ -208,7 +219,7 @@ func (s *Sources) Open(ctx context.Context, upload Upload) (*Content, error) {
 	if err != nil {
 		return nil, err
 	}
-	content, err := s.content(stream, size, digest)
+	content, err := s.content(stream, upload.ServiceID, size, digest)
 	if err != nil {
 		stream.body.Close()
 		return nil, err

@@ -43,6 +43,8 @@ func TestOptionsAreChecked(t *testing.T) {
 		"staging prefix that goes on": {StagingPrefix: "{service_id}/uploads"},
 		"negative rate":               {MinRate: -1},
 		"negative limit":              {MaxUpload: -1},
+		"negative limit of the spool": {SpoolLimit: -1},
+		"no room for two uploads":     {MaxUpload: 100, SpoolLimit: 199},
 		"no client for staging":       {StagingBuckets: []string{"staging"}},
 		"staging bucket with a slash": {StagingBuckets: []string{"a/b"}, S3: &s3.Client{}},
 		"file root is a file":         {FileRoot: file},
