@@ -23,10 +23,12 @@ const scope = "github.com/ownbucket/ownbucket/worker"
 // OpenTelemetry's global providers, which do nothing until somebody sets them.
 type observer struct {
 	logger   *slog.Logger
+	meter    metric.Meter
 	tracer   trace.Tracer
 	attempts metric.Int64Counter
 	duration metric.Float64Histogram
 	fallen   metric.Int64Counter
+	spooled  metric.Int64ObservableGauge
 }
 
 func newObserver(logger *slog.Logger) (*observer, error) {
@@ -46,7 +48,25 @@ func newObserver(logger *slog.Logger) (*observer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make metrics: %w", err)
 	}
-	return &observer{logger: logger, tracer: otel.Tracer(scope), attempts: attempts, duration: duration, fallen: fallen}, nil
+	spooled, err := meter.Int64ObservableGauge("ownbucket.spool.usage", metric.WithUnit("By"),
+		metric.WithDescription("Bytes of uploads of unknown length on the worker's disk."))
+	if err != nil {
+		return nil, fmt.Errorf("make metrics: %w", err)
+	}
+	return &observer{logger: logger, meter: meter, tracer: otel.Tracer(scope), attempts: attempts, duration: duration,
+		fallen: fallen, spooled: spooled}, nil
+}
+
+// watchSpool reports the spool's bytes until it is stopped.
+func (o *observer) watchSpool(bytes func() int64) (stop func() error, err error) {
+	registered, err := o.meter.RegisterCallback(func(_ context.Context, report metric.Observer) error {
+		report.ObserveInt64(o.spooled, bytes())
+		return nil
+	}, o.spooled)
+	if err != nil {
+		return nil, fmt.Errorf("watch the spool: %w", err)
+	}
+	return registered.Unregister, nil
 }
 
 // versionFell counts and logs an event whose version is below that of an earlier

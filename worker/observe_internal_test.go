@@ -36,3 +36,49 @@ func TestAVersionThatFellIsCountedAndWarnedOf(t *testing.T) {
 		}
 	}
 }
+
+// meter keeps the callback that is registered with it.
+type meter struct {
+	noop.Meter
+	callback metric.Callback
+}
+
+func (m *meter) RegisterCallback(f metric.Callback, _ ...metric.Observable) (metric.Registration, error) {
+	m.callback = f
+	return registration{meter: m}, nil
+}
+
+type registration struct {
+	noop.Registration
+	meter *meter
+}
+
+func (r registration) Unregister() error {
+	r.meter.callback = nil
+	return nil
+}
+
+type report struct {
+	noop.Observer
+	value int64
+}
+
+func (r *report) ObserveInt64(_ metric.Int64Observable, value int64, _ ...metric.ObserveOption) {
+	r.value = value
+}
+
+func TestTheSpoolIsReportedUntilTheWorkerStops(t *testing.T) {
+	t.Parallel()
+	m := &meter{}
+	stop, err := (&observer{meter: m}).watchSpool(func() int64 { return 42 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen report
+	if err := m.callback(t.Context(), &seen); err != nil || seen.value != 42 {
+		t.Errorf("%d bytes were reported, %v", seen.value, err)
+	}
+	if err := stop(); err != nil || m.callback != nil {
+		t.Errorf("it is reported on, %v", err)
+	}
+}

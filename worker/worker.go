@@ -214,6 +214,11 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	stopWatching, err := w.observe.watchSpool(w.handlers.Sources.Spooled)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopWatching()) }()
 	router, err := w.router()
 	if err != nil {
 		return err
