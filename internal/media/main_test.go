@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -36,7 +37,14 @@ func newSources(t testing.TB, options media.Options) *media.Sources {
 // newHost serves https on 127.0.0.1, and gives the options that let it be used.
 func newHost(t testing.TB, handler http.HandlerFunc) (*httptest.Server, media.Options) {
 	t.Helper()
+	return newHostBehind(t, handler, func(l net.Listener) net.Listener { return l })
+}
+
+// newHostBehind is a host whose connections pass through something.
+func newHostBehind(t testing.TB, handler http.HandlerFunc, through func(net.Listener) net.Listener) (*httptest.Server, media.Options) {
+	t.Helper()
 	host := httptest.NewUnstartedServer(handler)
+	host.Listener = through(host.Listener)
 	host.Config.ErrorLog = log.New(io.Discard, "", 0)
 	host.StartTLS()
 	t.Cleanup(host.Close)
