@@ -171,7 +171,7 @@ func (a *answer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if _, err := connection.Write(a.wire[from : from+1]); err != nil {
 			return
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
 	if a.hold {
 		io.Copy(io.Discard, buffered)
@@ -257,8 +257,8 @@ func honest(upload media.Upload, content []byte) bool {
 
 // A bucket holds all of the media or nothing, whatever the source sends, in
 // whichever pieces and at whatever pace, wherever it is cut; and no source keeps
-// its slot. What bounds that are limits which sum up to less than a second here;
-// the defaults that are left aren't below the minute that the test allows.
+// its slot. What bounds that sums up to less than a second here; the limits beside
+// it are above the minute that the test allows.
 func TestHostileSourceNeverLeavesHalfAFile(t *testing.T) {
 	t.Parallel()
 	var current atomic.Pointer[answer]
@@ -267,6 +267,7 @@ func TestHostileSourceNeverLeavesHalfAFile(t *testing.T) {
 	patient := newSources(t, options)
 	options.ConnectTimeout, options.HeaderTimeout = 20*time.Millisecond, 20*time.Millisecond
 	options.RateGrace, options.MinRate = 20*time.Millisecond, 64*mebibyte
+	options.IdleTimeout = 2 * time.Minute
 	hasty := newSources(t, options)
 
 	ends := make(map[string]int)
