@@ -42,8 +42,8 @@ type Change struct {
 	// implied by SkipTest.
 	SkipTest          bool
 	ConfirmSharedRole bool
-	Reason   string
-	Actor    string
+	Reason            string
+	Actor             string
 }
 
 // Saved is what Set did.

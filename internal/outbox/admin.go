@@ -88,13 +88,14 @@ func (s *Store) act(ctx context.Context, name string, filter Filter, action Acti
 // candidates are the next events of a filter, and the last one that was looked at.
 func (s *Store) candidates(ctx context.Context, filter Filter, takes string, after, upTo int64) (list []candidate, last int64, err error) {
 	condition, args := filter.whereUnread()
-	rows, err := s.db.QueryxContext(ctx, s.db.SQL(`
-		SELECT e.sequence, `+s.cut(`e.type`)+` AS type, `+s.cut(`e.service_id`)+` AS service_id,
-			`+s.cut(`e.environment_id`)+` AS environment_id, e.media_id,
-			CASE WHEN e.media_id IS NULL AND ? THEN `+s.within(`e.data`, s.MaxEventSize)+` END AS data, `+takes+` AS takes
+	query := `
+		SELECT e.sequence, ` + s.cut(`e.type`) + ` AS type, ` + s.cut(`e.service_id`) + ` AS service_id,
+			` + s.cut(`e.environment_id`) + ` AS environment_id, e.media_id,
+			CASE WHEN e.media_id IS NULL AND ? THEN ` + s.within(`e.data`, s.MaxEventSize) + ` END AS data, ` + takes + ` AS takes
 		FROM {outbox} e LEFT JOIN {lanes} l ON l.service_id = e.service_id AND l.environment_id = e.environment_id
-		WHERE e.sequence > ? AND e.sequence <= ? AND (`+condition+`) ORDER BY e.sequence LIMIT ?`),
-		slices.Concat([]any{filter.MediaID != "", after, upTo}, args, []any{adminBatch})...) //nolint:sqlclosecheck // it doesn't know sqlx's
+		WHERE e.sequence > ? AND e.sequence <= ? AND (` + condition + `) ORDER BY e.sequence LIMIT ?`
+	args = slices.Concat([]any{filter.MediaID != "", after, upTo}, args, []any{adminBatch})
+	rows, err := s.db.QueryxContext(ctx, s.db.SQL(query), args...) //nolint:sqlclosecheck // it doesn't know sqlx's
 	if err != nil {
 		return nil, 0, err
 	}
