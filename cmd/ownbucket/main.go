@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 )
@@ -53,6 +54,9 @@ func run(args []string) int {
 	context.AfterFunc(ctx, stop)
 
 	unsetEmpty()
+	if err := checkText(args); err != nil {
+		return complain(usageError{err})
+	}
 	var commands cli
 	parser, err := newParser(&commands)
 	if err != nil {
@@ -88,6 +92,21 @@ func unsetEmpty() {
 			_ = os.Unsetenv(name)
 		}
 	}
+}
+
+// checkText refuses what the parser would silently replace characters of.
+func checkText(args []string) error {
+	for n, arg := range args {
+		if !utf8.ValidString(arg) {
+			return fmt.Errorf("argument %d is not valid UTF-8: %q", n+1, arg)
+		}
+	}
+	for _, variable := range os.Environ() {
+		if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "OWNBUCKET_") && !utf8.ValidString(value) {
+			return fmt.Errorf("the environment variable %s is not valid UTF-8", name)
+		}
+	}
+	return nil
 }
 
 // complain prints an error, if any, and gives the exit code.

@@ -213,7 +213,7 @@ func TestSettingsComeFromTheEnvironmentAndFlagsWin(t *testing.T) {
 		t.Errorf("--output table printed %q", got)
 	}
 	s.ok("worker", "--until-idle", "--timeout", "1m")
-	for _, wrong := range []string{"CONCURRENCY=0", "LEASE_DURATION=soon", "RETRY_ATTEMPTS=-1", "MAX_UPLOAD=6GiB", "SOURCE_PORTS=https", "SOURCE_PORTS=70000", "SOURCE_MIN_RATE=0", "MAX_EVENT_SIZE=1KiB", "MAX_EVENT_SIZE=1GiB", "SOURCE_MIN_RATE=fast", "SPOOL_LIMIT=399MB", "SPOOL_LIMIT=large",
+	for _, wrong := range []string{"CONCURRENCY=0", "LEASE_DURATION=soon", "RETRY_ATTEMPTS=-1", "MAX_UPLOAD=6GiB", "SOURCE_PORTS=https", "SOURCE_PORTS=70000", "SOURCE_MIN_RATE=0", "MAX_EVENT_SIZE=1KiB", "MAX_EVENT_SIZE=1GiB", "SOURCE_MIN_RATE=fast", "SPOOL_LIMIT=399MB", "SPOOL_LIMIT=large", "BRAND=\xff",
 		"S3_PATH_STYLE=maybe", "SOURCE_ALLOW_CIDRS=localhost", "LOG_LEVEL=loud", "OUTPUT=xml"} {
 		broken := *s
 		broken.env = append(broken.env[:len(broken.env):len(broken.env)], "OWNBUCKET_"+wrong)
