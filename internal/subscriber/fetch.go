@@ -201,7 +201,7 @@ func (s *Subscriber) readings(look map[int64]*lane, statuses []outbox.Status) ma
 			s.enqueue(l)
 		}
 		room := l.window() - len(l.schedule.pending)
-		room = min(room, max(smallestWindow-len(l.schedule.pending), budget))
+		room = min(room, max(smallestWindow-len(l.schedule.pending), budget), l.atOnce)
 		if l.refill && room > 0 && !status.Held && !l.leaving {
 			l.refill = false
 			budget -= room
@@ -265,7 +265,10 @@ func (s *Subscriber) take(found []*outbox.Event, look map[int64]*lane, readings 
 			l.refill = true
 		}
 		if cut[laneID] {
+			l.atOnce = max(r.Limit/4, 1)
 			s.fetchSoon()
+		} else {
+			l.atOnce = min(2*l.atOnce, mostAtOnce)
 		}
 		s.enqueue(l)
 	}

@@ -25,6 +25,9 @@ type lane struct {
 	status outbox.Status
 	// refill: there may be something to read.
 	refill bool
+	// atOnce is how many events are read at once. Where they were so large that some
+	// were left, fewer are asked for: the database looks at all of them each time.
+	atOnce int
 	// ended has the events that ended since the lane's next events were asked for,
 	// while they are being read: the answer may not have seen it. halted tells
 	// that one of them didn't end, and has holds now.
@@ -59,6 +62,7 @@ func (s *Subscriber) newLane(ctx context.Context, leased outbox.Lane, asked time
 		pace:     s.paceOf(leased.LaneID),
 		cursor:   leased.ReadFrom,
 		refill:   true,
+		atOnce:   mostAtOnce,
 		since:    asked,
 	}
 	l.ctx, l.cancel = context.WithCancelCause(ctx)
@@ -115,9 +119,11 @@ func (l *lane) holding(log *seenLog) outbox.Holding {
 }
 
 // window is how many events are kept in memory ahead of the pace.
-func (l *lane) window() int { return min(max(8*l.pace.limit, smallestWindow), 512) }
+func (l *lane) window() int { return min(max(8*l.pace.limit, smallestWindow), mostAtOnce) }
 
 const (
+	// mostAtOnce bounds the events that are read of a lane at once.
+	mostAtOnce     = 512
 	smallestWindow = 8 * startingPace
 	maxSequence    = math.MaxInt64
 )
