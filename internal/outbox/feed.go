@@ -97,7 +97,7 @@ func (s *Store) OpenTransactions(ctx context.Context) ([]string, error) {
 // nothing. worker's own lanes count as nobody's: it asks about those that it
 // doesn't have.
 func (s *Store) Look(ctx context.Context, above int64, gaps []Gap, worker string) (found []Seen, upTo int64, err error) {
-	const fresh = `SELECT * FROM (SELECT * FROM {outbox} WHERE sequence > ? ORDER BY sequence LIMIT ?) AS fresh`
+	const fresh = `SELECT * FROM (SELECT ` + seenColumns + ` FROM {outbox} o WHERE o.sequence > ? ORDER BY o.sequence LIMIT ?) AS fresh`
 	named := `NOT (` + s.isLong(`e.service_id`) + ` OR ` + s.isLong(`e.environment_id`) + `)`
 	query, args := fresh, []any{above, LookMost}
 	if len(gaps) > 0 {
@@ -142,16 +142,20 @@ func (s *Store) cut(column string) string {
 	return `CASE WHEN ` + s.isLong(column) + ` THEN ` + beginning + ` ELSE ` + column + ` END`
 }
 
+// seenColumns are what a look reads of an event o. SQLite copies all that a subquery
+// names.
+const seenColumns = `o.sequence, o.service_id, o.environment_id, o.type, o.state, o.parked`
+
 // inGaps is a query for events in a {rows …} table of gaps.
 func (s *Store) inGaps() string {
 	if s.db.Dialect == database.SQLite {
-		return `SELECT o.* FROM {rows g(from_sequence bigint, to_sequence bigint)}
+		return `SELECT ` + seenColumns + ` FROM {rows g(from_sequence bigint, to_sequence bigint)}
 			JOIN {outbox} o ON o.sequence >= g.from_sequence AND o.sequence <= g.to_sequence`
 	}
 	// Much may become visible at once, and no more than a look sees is needed of it.
 	return `SELECT late.* FROM {rows g(from_sequence bigint, to_sequence bigint)} CROSS JOIN LATERAL (
-		SELECT * FROM {outbox} WHERE sequence >= g.from_sequence AND sequence <= g.to_sequence
-		ORDER BY sequence LIMIT ` + strconv.Itoa(LookMost) + `) AS late`
+		SELECT ` + seenColumns + ` FROM {outbox} o WHERE o.sequence >= g.from_sequence AND o.sequence <= g.to_sequence
+		ORDER BY o.sequence LIMIT ` + strconv.Itoa(LookMost) + `) AS late`
 }
 
 // Want says that lanes have something to be read, and makes those that are new.

@@ -65,10 +65,14 @@ func (s *Store) Read(ctx context.Context, readings []Reading) ([]*Event, error) 
 // reading takes. It takes from all lanes alike, and of each its first events.
 func (s *Store) bounded(windows string) string {
 	limit, most := strconv.Itoa(s.MaxEventSize), strconv.Itoa(s.MaxReading)
+	payload := `payload`
+	if s.db.Dialect == database.SQLite {
+		payload = `(SELECT o.data FROM {outbox} o WHERE o.sequence = reading.sequence)`
+	}
 	return `
 		SELECT sequence, event_id, type, service_id, environment_id, metadata, created_at, media_id, version, resources, holding,
 			attempt_count, recorded_count, failure_count, denied_at, denied_count, lapse_count, wait_count, lane_id, copying,
-			CASE WHEN size <= ` + limit + ` AND reading_size - size < ` + most + ` THEN payload END AS data,
+			CASE WHEN size <= ` + limit + ` AND reading_size - size < ` + most + ` THEN ` + payload + ` END AS data,
 			size <= ` + limit + ` AND reading_size - size >= ` + most + ` AS unread
 		FROM (SELECT *, sum(CASE WHEN size <= ` + limit + ` THEN size ELSE 0 END) OVER (ORDER BY lane_size, lane_id, sequence) AS reading_size
 			FROM (SELECT *, sum(CASE WHEN size <= ` + limit + ` THEN size ELSE 0 END) OVER (PARTITION BY lane_id ORDER BY sequence) AS lane_size
@@ -99,7 +103,11 @@ const (
 
 // windowOf is the query for the next events of a lane l, with payloads of any size.
 func (s *Store) windowOf(after, upTo, mostFresh, mostRequeued string) string {
-	columns := s.eventColumns(`e.data AS payload, `+s.sizeOf(`e.data`, s.MaxEventSize)+` AS size`) + `, l.lane_id, ` + copying
+	payload := s.sizeOf(`e.data`, s.MaxEventSize) + ` AS size`
+	if s.db.Dialect == database.PostgreSQL {
+		payload += `, e.data AS payload` // which stands for it until it is needed
+	}
+	columns := s.eventColumns(payload) + `, l.lane_id, ` + copying
 	fresh, order := s.between(after, `{least}(`+upTo+`, `+gate+` - 1)`)
 	return `
 		SELECT * FROM (SELECT ` + columns + ` FROM {outbox} e
