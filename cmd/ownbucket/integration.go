@@ -42,9 +42,9 @@ type integrationSet struct {
 func (integrationSet) Help() string {
 	return `Fields that aren't named stay as they are. What is checked: the form of every field, that nothing is stored under
 the settings if bucket, region or prefix change, that the place is no other environment's, and that no other service has
-the external ID. A role that another service has needs --confirm-shared-role. AWS is not asked: the connection test comes with a later release, and until then every change is applied
-untested; with --skip-test the reason is kept with the settings. A change of settings that are blocked is tried out at
-once by the worker.
+the external ID. A role that another service has needs --confirm-shared-role, or --skip-test. AWS is not asked: the
+connection test comes with a later release, and until then every change is applied untested; with --skip-test the
+reason is kept with the settings. A change of settings that are blocked is tried out at once by the worker.
 
 Examples:
   ownbucket integration set --service S1 --bucket alpha-prod-assets --region ap-northeast-1 \

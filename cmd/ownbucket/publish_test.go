@@ -54,18 +54,25 @@ func TestPublishRefusesWhatMemoryShouldNotHold(t *testing.T) {
 		} else {
 			repeatFile(t, path, c.begin, 128)
 		}
-		for _, standardInput := range []bool{false, true} {
-			r, peak := s.measured(path, standardInput)
-			if r.code != 1 || r.stdout != "" || !strings.Contains(r.stderr, c.reason) || len(r.stderr) > 1000 {
-				t.Errorf("%s: exit code %d, stdout %q, stderr %.1000q", c.name, r.code, r.stdout, r.stderr)
-			}
-			if peak > maxMemory {
-				t.Errorf("%s: %d MiB of memory", c.name, peak>>20)
-			}
-		}
+		s.refusesToPublish(c.name, path, c.reason)
 	}
 	if listed := s.list("events", "list"); len(listed) != 0 {
 		t.Errorf("events were published: %v", listed)
+	}
+}
+
+// refusesToPublish has a file refused for that reason, also on standard input, and in
+// little memory.
+func (s *shell) refusesToPublish(name, path, reason string) {
+	s.t.Helper()
+	for _, standardInput := range []bool{false, true} {
+		r, peak := s.measured(path, standardInput)
+		if r.code != 1 || r.stdout != "" || !strings.Contains(r.stderr, reason) || len(r.stderr) > 1000 {
+			s.t.Errorf("%s: exit code %d, stdout %q, stderr %.1000q", name, r.code, r.stdout, r.stderr)
+		}
+		if peak > maxMemory {
+			s.t.Errorf("%s: %d MiB of memory", name, peak>>20)
+		}
 	}
 }
 
@@ -95,15 +102,7 @@ func TestPublishRefusesWhatIsNoEvent(t *testing.T) {
 		{"a bad line after a good one", line + "\n{}", "line 2: invalid event"},
 	} {
 		s.file("events.jsonl", c.input)
-		for _, standardInput := range []bool{false, true} {
-			r, peak := s.measured(filepath.Join(s.root, "events.jsonl"), standardInput)
-			if r.code != 1 || r.stdout != "" || !strings.Contains(r.stderr, c.reason) || len(r.stderr) > 1000 {
-				t.Errorf("%s: exit code %d, stdout %q, stderr %.1000q", c.name, r.code, r.stdout, r.stderr)
-			}
-			if peak > maxMemory {
-				t.Errorf("%s: %d MiB of memory", c.name, peak>>20)
-			}
-		}
+		s.refusesToPublish(c.name, filepath.Join(s.root, "events.jsonl"), c.reason)
 	}
 	if listed := s.list("events", "list"); len(listed) != 0 {
 		t.Errorf("events were published: %v", listed)

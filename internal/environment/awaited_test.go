@@ -235,6 +235,27 @@ func TestAMediaOfASourceThatIsInItsTurnIsWaitedForLonger(t *testing.T) {
 	})
 }
 
+// failsLater lets a call hang until it is to fail, once.
+func (s *scene) failsLater(rule awslocal.Rule) (call *awslocal.Injection, fail func()) {
+	failing := make(chan struct{})
+	rule = conflicting(rule, 1)
+	rule.Before = func(ctx context.Context, _ awslocal.Call) {
+		select {
+		case <-failing:
+		case <-ctx.Done():
+		}
+	}
+	return s.AWS.Inject(rule), func() { close(failing) }
+}
+
+// looksAgain waits until an event that waits has looked again, from beginning to end.
+func (s *scene) looksAgain(id string) {
+	s.t.Helper()
+	var before int
+	s.get(&before, `SELECT wait_count FROM {outbox} WHERE event_id = ?`, id)
+	s.Await("an event having looked again", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND wait_count > ?`, id, before+1))
+}
+
 // The minute is one of failing: what has waited for its turn for longer than that,
 // and then failed once, is waited for.
 func TestAMediaOfASourceThatHasJustFailedIsWaitedFor(t *testing.T) {
@@ -243,26 +264,16 @@ func TestAMediaOfASourceThatHasJustFailedIsWaitedFor(t *testing.T) {
 		s := newScene(t, db)
 		s.slowRetries()
 		dev := s.prod.In("dev")
-		fail := make(chan struct{})
-		upload := conflicting(awslocal.Rule{API: "s3:PutObject", Key: "media/a.txt"}, 1)
-		upload.Before = func(ctx context.Context, _ awslocal.Call) {
-			select {
-			case <-fail:
-			case <-ctx.Done():
-			}
-		}
-		trouble := s.AWS.Inject(upload)
+		upload, fail := s.failsLater(awslocal.Rule{API: "s3:PutObject", Key: "media/a.txt"})
 		s.Start()
 		first := s.prod.Publish(s.Upload("m1", "a.txt", "one"))
-		s.Await("the upload", func() bool { return trouble.Hits() == 1 })
+		s.Await("the upload", func() bool { return upload.Hits() == 1 })
 		ids := s.publish(at{dev, created("dev", "")}, at{dev, s.Rename("m1", "a.txt", "z.txt")})
 		s.Await("the rename waiting", s.has(`SELECT 1 FROM {copy_items} WHERE state = 'waiting' AND first_failed_at IS NOT NULL`))
 		s.aMinutePasses()
-		close(fail)
+		fail()
 		s.Await("the failure", func() bool { return s.Event(first).State == outbox.Retryable })
-		var waits int
-		s.get(&waits, `SELECT wait_count FROM {outbox} WHERE event_id = ?`, ids[1])
-		s.Await("the rename having looked again", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND wait_count > ?`, ids[1], waits+1))
+		s.looksAgain(ids[1])
 		s.exec(`UPDATE {attempts} SET started_at = started_at - 61000000`)
 		s.ends(ids[1:], "completed skipped")
 		s.copied("dev", "incomplete", 0, map[string]string{"m1": "source_changed"})
@@ -278,26 +289,16 @@ func TestAnEventThatWentPastAnItemAndHasJustFailedIsWaitedFor(t *testing.T) {
 		dev := s.prod.In("dev")
 		s.pause(s.prod)
 		s.publish(at{s.prod, s.Upload("m1", "a.txt", "one")}, at{dev, created("dev", "")})
-		fail := make(chan struct{})
-		upload := conflicting(awslocal.Rule{API: "s3:PutObject", Key: directory("dev") + "b.txt"}, 1)
-		upload.Before = func(ctx context.Context, _ awslocal.Call) {
-			select {
-			case <-fail:
-			case <-ctx.Done():
-			}
-		}
-		trouble := s.AWS.Inject(upload)
+		upload, fail := s.failsLater(awslocal.Rule{API: "s3:PutObject", Key: directory("dev") + "b.txt"})
 		s.Start()
 		past := dev.Publish(s.Upload("m1", "b.txt", "of dev"))
-		s.Await("the upload", func() bool { return trouble.Hits() == 1 })
+		s.Await("the upload", func() bool { return upload.Hits() == 1 })
 		waits := dev.Publish(s.Upload("m2", "a.txt", "two"))
 		s.Await("the other one waiting", s.has(`SELECT 1 FROM {copy_items} WHERE first_failed_at IS NOT NULL`))
 		s.aMinutePasses()
-		close(fail)
+		fail()
 		s.Await("the failure", func() bool { return s.Event(past).State == outbox.Retryable })
-		var before int
-		s.get(&before, `SELECT wait_count FROM {outbox} WHERE event_id = ?`, waits)
-		s.Await("the other one having looked again", s.has(`SELECT 1 FROM {outbox} WHERE event_id = ? AND wait_count > ?`, waits, before+1))
+		s.looksAgain(waits)
 		s.exec(`UPDATE {attempts} SET started_at = started_at - 61000000`)
 		s.ends([]string{waits}, "completed done")
 	})
