@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -54,6 +55,23 @@ func TestReplayedEventsRunBeforeWhatWasPublishedSince(t *testing.T) {
 			w.Store.MaxReading = 1 // each is larger than a reading
 			replayMany(w)
 		})
+	})
+}
+
+// A payload above the limit takes nothing of a reading, so that its event is found
+// where those before it are left for the next one.
+func TestAnEventAboveTheLimitPassesNoOtherBy(t *testing.T) {
+	each(t, func(w *world) {
+		w.Store.MaxReading = 1 // each is larger than a reading
+		for n := range 5 {
+			w.Publish("s", outboxtest.Touch(fmt.Sprint("m", n)))
+			w.InsertRaw(w.DB, "s", "", events.MediaDeletedType, `{"more": "`+strings.Repeat("x", outbox.MaxEventSize)+`"}`)
+		}
+		start(w.T, w.Store, configured("w"), refusing)
+		w.Await("all to end", func() bool { return w.finished() == 10 })
+		if n := outboxtest.One[int](w.World, `SELECT count(*) FROM {outbox} WHERE outcome = 'done'`); n != 5 {
+			w.T.Errorf("%d were done, want 5", n)
+		}
 	})
 }
 
